@@ -1,0 +1,1 @@
+//! The control plane: starts shards and feeds them.

@@ -1,0 +1,1 @@
+//! Packet devices: the TUN, its memory twin, and a tap around either.

@@ -1,0 +1,1 @@
+//! What identun changes on the machine, and how it is undone.

@@ -1,0 +1,1 @@
+//! Identities of this host: SVIDs, trust bundles, verification, the small CA.

@@ -1,0 +1,1 @@
+//! Runs a shard over its devices: one thread, one poll loop.

@@ -1,0 +1,1 @@
+//! Prometheus families; every label value comes from a floor-0 enum.

@@ -1,0 +1,1 @@
+//! Policy: files in, decisions out. Pure.
