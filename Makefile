@@ -1,0 +1,56 @@
+# The two commands of a newcomer: `make demo` and `make test`. CI calls the same targets.
+export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
+CARGO ?= cargo
+
+.PHONY: demo test check fmt clippy doc unit netns shell deny advisories bench fix
+
+## demo: the main job on real hosts-in-namespaces, every claim checked (about two minutes after the build)
+demo:
+	@.ci/setup demo
+	$(CARGO) build --release --locked --bin identun --example hostile-server
+	netns/demo.sh target/release
+
+## test: everything CI runs
+test: setup-test fmt clippy shell doc unit deny
+
+.PHONY: setup-test
+setup-test:
+	@.ci/setup test
+
+## check: the fast part of `test`, no root and no namespaces
+check: fmt clippy
+
+fmt:
+	$(CARGO) fmt --check
+
+clippy:
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+doc:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items --quiet
+
+## unit: the four rings; the fourth enters network namespaces and fails where it cannot
+unit:
+	$(CARGO) test --locked
+
+## netns: only the fourth ring
+netns:
+	$(CARGO) test --locked --test netns
+
+shell:
+	shellcheck -x .ci/run .ci/setup $$(git ls-files 'netns/*.sh')
+
+deny:
+	cargo-deny --locked check bans licenses sources
+
+## advisories: known holes in our dependencies (needs the advisory database, which is fetched)
+advisories:
+	cargo-deny --locked check advisories
+
+## bench: the hot paths; compare only what one run measured
+bench:
+	$(CARGO) bench --locked
+
+fix:
+	$(CARGO) fmt
+	$(CARGO) clippy --locked --all-targets --fix --allow-dirty
