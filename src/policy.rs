@@ -1,1 +1,19 @@
-//! Policy: files in, decisions out. Pure.
+//! Policy: text to resources to one compiled value that answers every question.
+
+mod analyze;
+pub mod compiled;
+pub mod diagnostic;
+pub mod document;
+pub mod explain;
+pub mod load;
+pub mod render;
+pub mod settings;
+pub mod steering;
+
+pub use compiled::{Compiled, EgressDecision, IngressDecision, RuleRef, Why};
+pub use diagnostic::{Diagnostic, Severity, SourceFile};
+pub use document::Resources;
+pub use explain::Explanation;
+pub use render::render;
+pub use settings::{HostFacts, MeshSettings, Mode};
+pub use steering::Steering;

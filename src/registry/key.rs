@@ -21,6 +21,9 @@ impl fmt::Display for TunnelKey {
     }
 }
 
+/// The UDP port where daemons are reached unless something says otherwise.
+pub const TUNNEL_PORT: u16 = 15008;
+
 /// A small number that stands for a [`TunnelKey`] within one shard.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct TunnelId(u32);

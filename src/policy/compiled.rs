@@ -1,0 +1,351 @@
+//! The compiled policy: one door from question to decision. A pure value, built once per change of files or host facts.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use serde::Serialize;
+
+use crate::{
+    policy::{Diagnostic, HostFacts, MeshSettings, Mode, Resources, Steering, analyze},
+    registry::{Place, Registry, ResourceName, TunnelKey, index::LocalHost},
+    spiffe::SpiffeId,
+    wire::{
+        DropReason, FiveTuple,
+        capsule::{FlowRefusedCode, RefusedCode},
+    },
+};
+
+mod capture;
+pub(crate) mod decide;
+pub mod outcome;
+pub(crate) mod rules;
+
+use decide::{Decider, Verdict};
+
+/// The rule that decided and where it stands.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct RuleRef {
+    /// The rule.
+    pub resource: ResourceName,
+    /// The setting that decided.
+    pub place: Place,
+}
+
+impl fmt::Display for RuleRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.resource, self.place)
+    }
+}
+
+/// Why a decision is what it is.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct Why {
+    /// One sentence for an operator.
+    pub text: String,
+    /// The client's rule (DestinationRule), if one won.
+    pub rule: Option<RuleRef>,
+    /// The server's rule (MeshPolicy), if one won.
+    pub mode_rule: Option<RuleRef>,
+    /// The service host, where one was found.
+    pub service: Option<String>,
+    /// The secure-naming set: identities that may answer.
+    pub accepted: Vec<String>,
+}
+
+/// What becomes of a packet that a local workload sends.
+#[derive(Clone, Debug)]
+pub enum EgressDecision {
+    /// It belongs on the wire as it is.
+    Plaintext {
+        /// Why.
+        why: Arc<Why>,
+    },
+    /// It goes nowhere.
+    Refuse {
+        /// The reason's name.
+        reason: DropReason,
+        /// Why.
+        why: Arc<Why>,
+    },
+    /// It goes through this tunnel.
+    Tunnel {
+        /// Between whom, and where to.
+        key: TunnelKey,
+        /// Why.
+        why: Arc<Why>,
+    },
+}
+
+/// What becomes of a flow that a peer opens.
+#[derive(Clone, Debug)]
+pub enum IngressDecision {
+    /// Its packets are delivered.
+    Accept {
+        /// Why.
+        why: Arc<Why>,
+    },
+    /// Its packets are not delivered.
+    Refuse {
+        /// The reason's name.
+        reason: DropReason,
+        /// What the peer is told.
+        code: FlowRefusedCode,
+        /// Why.
+        why: Arc<Why>,
+    },
+}
+
+/// Policy, registry and the facts of this host, ready to answer.
+#[derive(Debug)]
+pub struct Compiled {
+    generation: u64,
+    host: HostFacts,
+    pub(crate) decider: Decider,
+    steering: Steering,
+}
+
+impl LocalHost for HostFacts {
+    fn holds(&self, identity: &SpiffeId) -> bool {
+        self.identities.contains(identity)
+    }
+
+    fn has_address(&self, address: IpAddr) -> bool {
+        self.underlay.contains(&address)
+    }
+}
+
+impl Compiled {
+    /// Compiles. The diagnostics are findings about the set as a whole; with an error among them there is no value.
+    /// `generation` is the caller's number for this version of files and host facts.
+    pub fn new(
+        resources: &Resources,
+        mesh: &MeshSettings,
+        host: HostFacts,
+        generation: u64,
+    ) -> (Option<Self>, Vec<Diagnostic>) {
+        let registry = Registry::new(
+            &resources.service_entries,
+            &resources.workloads,
+            &mesh.trust_domain,
+            &host,
+        );
+        let registry = match registry {
+            Ok(registry) => registry,
+            Err(errors) => return (None, errors.iter().map(analyze::registry_error).collect()),
+        };
+        let mut decider = Decider::new(resources, mesh, registry);
+        let steering = capture::steering(&mut decider, &host);
+        let findings = analyze::findings(&decider, &host);
+        (
+            Some(Self {
+                generation,
+                host,
+                decider,
+                steering,
+            }),
+            findings,
+        )
+    }
+
+    /// The caller's number of this version.
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The facts that it was compiled for.
+    pub const fn host(&self) -> &HostFacts {
+        &self.host
+    }
+
+    /// The mesh's server-side mode.
+    pub const fn mode(&self) -> Mode {
+        self.decider.mode
+    }
+
+    /// Services, workloads, identities and gateways.
+    pub const fn registry(&self) -> &Registry {
+        &self.decider.registry
+    }
+
+    /// The address belongs to a workload of this host.
+    pub fn is_local(&self, address: IpAddr) -> bool {
+        self.registry().local_workload(address).is_some()
+    }
+
+    /// The identity of the local workload with this address.
+    pub fn local_identity(&self, address: IpAddr) -> Option<&SpiffeId> {
+        self.registry().local_workload(address)?.identity.as_ref()
+    }
+
+    /// The registry gives this address to a workload with this identity, or to a service that it answers for.
+    pub fn peer_owns(&self, peer: &SpiffeId, address: IpAddr) -> bool {
+        self.registry().owns(peer, address)
+    }
+
+    /// Where daemons of other hosts are reached that serve workloads of this identity, in the order of declaration;
+    /// empty for an unknown one.
+    pub fn gateways(&self, peer: &SpiffeId) -> &[SocketAddr] {
+        self.registry().gateways(peer)
+    }
+
+    /// A flow that a local workload opens.
+    ///
+    /// A packet without port, or to a port that no service names, is decided for the destination address: if any
+    /// service there goes through a tunnel so does the packet, else if any is refused so is the packet. A mesh workload
+    /// that no service names gets a tunnel where `auto_mtls` and its mode allow, else what `unknown_destination` says.
+    /// What the registry does not know is plaintext, and so is traffic within this host.
+    pub fn decide_egress(&self, tuple: &FiveTuple) -> EgressDecision {
+        let Some(source) = self.registry().local_workload(tuple.source) else {
+            return refuse(
+                DropReason::UnknownSource,
+                "the source address belongs to no local workload",
+            );
+        };
+        if self.is_local(tuple.destination) {
+            return pass("source and destination are on this host");
+        }
+        let decided = self
+            .decider
+            .decide(source.into(), tuple.destination, tuple.service_port());
+        let why = decided.why(self.decider.mode_rule.as_ref());
+        match (decided.verdict, &source.identity) {
+            (Verdict::Plaintext, _) => EgressDecision::Plaintext { why },
+            (Verdict::Refuse(reason), _) => EgressDecision::Refuse { reason, why },
+            (Verdict::Tunnel { peer, gateway }, Some(local)) => EgressDecision::Tunnel {
+                key: TunnelKey {
+                    local: local.clone(),
+                    peer,
+                    gateway,
+                },
+                why,
+            },
+            (Verdict::Tunnel { .. }, None) => EgressDecision::Refuse {
+                reason: DropReason::UnknownSource,
+                why,
+            },
+        }
+    }
+
+    /// A reply of a local workload's service to a remote workload: source local, destination remote. Whose tunnel it
+    /// is follows from the registry alone, as it was the remote client that chose mutual TLS.
+    pub fn decide_reply(&self, tuple: &FiveTuple) -> EgressDecision {
+        let Some(local) = self.local_identity(tuple.source) else {
+            return refuse(
+                DropReason::UnknownSource,
+                "the source address belongs to no local workload",
+            );
+        };
+        if self.is_local(tuple.destination) {
+            return pass("source and destination are on this host");
+        }
+        if self.mode() == Mode::Disable {
+            return EgressDecision::Plaintext {
+                why: self.mode_why("the mode is DISABLE: replies are plaintext"),
+            };
+        }
+        let workload = self.registry().workload(tuple.destination);
+        let peer = self.registry().owners(tuple.destination).first();
+        let gateway = workload.map(|workload| workload.gateway);
+        let gateway = gateway.or_else(|| self.gateways(peer?).first().copied());
+        let (Some(peer), Some(gateway)) = (peer, gateway) else {
+            return pass("the destination is no workload of the mesh");
+        };
+        EgressDecision::Tunnel {
+            key: TunnelKey { local: local.clone(), peer: peer.clone(), gateway },
+            why: self.mode_why("a reply to a workload of the mesh"),
+        }
+    }
+
+    /// A flow that a peer opens: the tuple as the packet travels, destination local.
+    pub fn decide_ingress(
+        &self,
+        _local: &SpiffeId,
+        _peer: &SpiffeId,
+        _tuple: &FiveTuple,
+    ) -> IngressDecision {
+        match self.mode() {
+            Mode::Disable => IngressDecision::Refuse {
+                reason: DropReason::ModeDisable,
+                code: FlowRefusedCode::ModeDisable,
+                why: self.mode_why("the mode is DISABLE: tunnels are not accepted"),
+            },
+            Mode::Permissive => IngressDecision::Accept {
+                why: self.mode_why("the mode is PERMISSIVE: mutual TLS and plaintext are accepted"),
+            },
+            Mode::Strict => IngressDecision::Accept {
+                why: self.mode_why("the mode is STRICT: only mutual TLS is accepted"),
+            },
+        }
+    }
+
+    /// May a session between these exist at all (wire.md 3.2)?
+    ///
+    /// # Errors
+    /// `NotHere` where no local workload has the identity `local`, `NotAllowed` where the mode is DISABLE or the
+    /// registry knows no workload of `peer`; each with a sentence for the peer's operator.
+    pub fn decide_session(
+        &self,
+        local: &SpiffeId,
+        peer: &SpiffeId,
+    ) -> Result<(), (RefusedCode, String)> {
+        if !self.registry().has_local(local) {
+            return Err((
+                RefusedCode::NotHere,
+                format!("no workload of {local} is on this host"),
+            ));
+        }
+        if self.mode() == Mode::Disable {
+            let rule = self.decider.mode_rule.as_ref();
+            let rule = rule.map_or_else(
+                || "`default_mode`".to_owned(),
+                |rule| rule.resource.to_string(),
+            );
+            return Err((
+                RefusedCode::NotAllowed,
+                format!("the mode is DISABLE by {rule}"),
+            ));
+        }
+        if !self.registry().knows(peer) {
+            return Err((
+                RefusedCode::NotAllowed,
+                format!("the registry knows no workload of {peer}"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// What the kernel must do so that exactly the packets that need a decision come to the daemon.
+    pub const fn steering(&self) -> &Steering {
+        &self.steering
+    }
+
+    fn mode_why(&self, text: &str) -> Arc<Why> {
+        Arc::new(Why {
+            text: text.to_owned(),
+            mode_rule: self.decider.mode_rule.clone(),
+            ..Why::default()
+        })
+    }
+}
+
+fn pass(text: &str) -> EgressDecision {
+    EgressDecision::Plaintext {
+        why: Arc::new(Why {
+            text: text.to_owned(),
+            ..Why::default()
+        }),
+    }
+}
+
+fn refuse(reason: DropReason, text: &str) -> EgressDecision {
+    EgressDecision::Refuse {
+        reason,
+        why: Arc::new(Why {
+            text: text.to_owned(),
+            ..Why::default()
+        }),
+    }
+}

@@ -1,0 +1,309 @@
+//! The syntax of names: DNS labels, hosts, labels of Kubernetes, addresses, exportTo.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use ipnetwork::IpNetwork;
+
+use super::{report::Report, suggest::Quoted, tree::Node};
+use crate::{
+    policy::diagnostic::{Diagnostic, codes},
+    registry::{key::TUNNEL_PORT, service::ExportTo},
+};
+
+const MAX_LABEL: usize = 63;
+const MAX_NAME: usize = 253;
+const MAX_HOST: usize = 255;
+
+/// The full name of a host as a rule in `namespace` writes it. With a dot, as `*` and as IP address it stays as written; a short name gets
+/// namespace and domain appended. An empty namespace is left out. (Istio's `ResolveShortnameToFQDN`.)
+pub fn resolve_host(host: &str, namespace: &str, domain: &str) -> String {
+    if host.contains('.') || host == "*" || host.parse::<IpAddr>().is_ok() {
+        host.into()
+    } else if namespace.is_empty() {
+        format!("{host}.svc.{domain}")
+    } else {
+        format!("{host}.{namespace}.svc.{domain}")
+    }
+}
+
+/// A label of RFC 1123: 1 to 63 of a-z, 0-9 and `-`, at the ends no `-`.
+pub(super) fn is_dns_label(text: &str) -> bool {
+    let inside = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    !text.is_empty()
+        && text.len() <= MAX_LABEL
+        && text.bytes().all(inside)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+/// Labels of RFC 1123 joined by dots, at most 253 bytes.
+pub(super) fn is_dns_name(text: &str) -> bool {
+    text.len() <= MAX_NAME && text.split('.').all(is_dns_label)
+}
+
+/// `name` or `domain/name`, as Kubernetes wants a label key.
+pub(super) fn is_label_key(text: &str) -> bool {
+    match text.split_once('/') {
+        Some((domain, name)) => is_dns_name(domain) && !name.is_empty() && is_label_value(name),
+        None => !text.is_empty() && is_label_value(text),
+    }
+}
+
+/// At most 63 of letters, digits, `-`, `_` and `.`, at the ends letters or digits; empty is allowed.
+pub(super) fn is_label_value(text: &str) -> bool {
+    let is_end = |byte: Option<&u8>| byte.is_none_or(u8::is_ascii_alphanumeric);
+    let inside = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    text.len() <= MAX_LABEL
+        && text.bytes().all(inside)
+        && is_end(text.as_bytes().first())
+        && is_end(text.as_bytes().last())
+}
+
+/// An IP address that one host can have: not unspecified, not multicast, not an IPv4 address in IPv6 clothes.
+pub(super) fn host_address(text: &str) -> Result<IpAddr, &'static str> {
+    let address: IpAddr = text
+        .parse()
+        .map_err(|_| "expected an IPv4 or IPv6 address")?;
+    check_host_address(address)?;
+    Ok(address)
+}
+
+fn check_host_address(address: IpAddr) -> Result<(), &'static str> {
+    let is_broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
+    if address.is_unspecified() || address.is_multicast() || is_broadcast {
+        return Err("expected the address of one host");
+    }
+    match address {
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => Err("expected the IPv4 address itself"),
+        IpAddr::V4(_) | IpAddr::V6(_) => Ok(()),
+    }
+}
+
+/// An address or network in CIDR form; bits beyond the prefix are cleared.
+pub(super) fn network(text: &str) -> Result<IpNetwork, &'static str> {
+    let expected = "expected an IP address or a network like 10.0.0.0/8";
+    let network: IpNetwork = text.parse().map_err(|_| expected)?;
+    let network = IpNetwork::new(network.network(), network.prefix()).map_err(|_| expected)?;
+    if network.prefix() == IpNetwork::from(network.ip()).prefix() {
+        check_host_address(network.ip())?;
+    }
+    Ok(network)
+}
+
+/// `IP`, `IP:port` or `[IPv6]:port`; without a port the tunnel port.
+pub(super) fn gateway(text: &str) -> Option<SocketAddr> {
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'))
+        .unwrap_or(text);
+    let gateway = match bare.parse::<IpAddr>() {
+        Ok(address) => SocketAddr::new(address, TUNNEL_PORT),
+        Err(_) => text.parse().ok()?,
+    };
+    (gateway.port() != 0 && check_host_address(gateway.ip()).is_ok()).then_some(gateway)
+}
+
+impl Report<'_> {
+    /// A name of `what` that satisfies `is_valid`.
+    pub(super) fn name<'t>(
+        &mut self,
+        node: &'t Node<'_>,
+        what: &str,
+        is_valid: fn(&str) -> bool,
+    ) -> Option<&'t str> {
+        let text = self.filled_text(node, what)?;
+        if is_valid(text) {
+            return Some(text);
+        }
+        let found = Diagnostic::new(
+            &codes::BAD_NAME,
+            format!("{} is not a valid {what}", Quoted(text)),
+        );
+        self.add(
+            node.mark,
+            found.with_label("expected a-z, 0-9 and `-`, a letter or digit at both ends"),
+        );
+        None
+    }
+
+    /// A host in lower case: DNS name, IP address, or a wildcard whose `*` is the very first character.
+    pub(super) fn host(&mut self, node: &Node<'_>) -> Option<String> {
+        let text = self.filled_text(node, "host")?;
+        let host = text.to_ascii_lowercase();
+        let problem = if host.len() > MAX_HOST {
+            Some("longer than 255 characters")
+        } else if is_host(&host) {
+            None
+        } else if host.chars().skip(1).any(|character| character == '*') {
+            Some("expected `*` only as the first character")
+        } else {
+            Some("expected a DNS name, `*.domain` or an IP address")
+        };
+        if let Some(problem) = problem {
+            let found = Diagnostic::new(
+                &codes::BAD_HOST,
+                format!("{} is not a valid host", Quoted(text)),
+            );
+            self.add(node.mark, found.with_label(problem));
+            return None;
+        }
+        Some(host)
+    }
+
+    /// exportTo of a resource in `namespace`; absent means everybody.
+    pub(super) fn export_to(
+        &mut self,
+        node: Option<&Node<'_>>,
+        namespace: &Arc<str>,
+        nobody: bool,
+    ) -> ExportTo {
+        let mut all = false;
+        let mut none = false;
+        let mut names = BTreeSet::new();
+        let Some(node) = node else {
+            return ExportTo::All;
+        };
+        let entries = self.texts(node, "exportTo");
+        for (text, node) in &entries {
+            let fresh = match *text {
+                "*" => !std::mem::replace(&mut all, true),
+                "~" if nobody => !std::mem::replace(&mut none, true),
+                "." => names.insert(namespace.clone()),
+                name if is_dns_label(name) => names.insert(name.into()),
+                name => {
+                    let found = Diagnostic::new(
+                        &codes::BAD_NAME,
+                        format!("{} is not a namespace", Quoted(name)),
+                    );
+                    let label = if nobody {
+                        "expected `*`, `.`, `~` or a namespace"
+                    } else {
+                        "expected `*`, `.` or a namespace"
+                    };
+                    self.add(node.mark, found.with_label(label));
+                    true
+                }
+            };
+            if !fresh {
+                let message = format!("exportTo names {} twice", Quoted(text));
+                self.add(
+                    node.mark,
+                    Diagnostic::new(&codes::DUPLICATE_ENTRY, message).with_label("remove it"),
+                );
+            }
+        }
+        if (all && none) || ((all || none) && !names.is_empty()) {
+            let message = "`*` and `~` in exportTo stand alone";
+            self.add(
+                node.mark,
+                Diagnostic::new(&codes::BAD_EXPORT, message)
+                    .with_label("one says all there is to say"),
+            );
+        }
+        match (none, names.is_empty()) {
+            (true, _) => ExportTo::Nobody,
+            (false, false) if !all => ExportTo::Namespaces(names),
+            (false, _) => ExportTo::All,
+        }
+    }
+}
+
+/// `host` is in lower case. The rest of a wildcard is a plain suffix, so `*.local`, `*-x.local` and `*x.local` are wildcards.
+fn is_host(host: &str) -> bool {
+    if host == "*" || host.parse::<IpAddr>().is_ok() {
+        return true;
+    }
+    match host.strip_prefix('*') {
+        Some(rest) => is_dns_name(rest.strip_prefix(['.', '-']).unwrap_or(rest)),
+        None => is_dns_name(host),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_names_get_the_namespace_and_the_domain() {
+        for (host, namespace, expected) in [
+            ("foo", "default", "foo.default.svc.cluster.local"),
+            ("foo.bar", "default", "foo.bar"),
+            ("*", "default", "*"),
+            ("42.185.131.210", "default", "42.185.131.210"),
+            ("2a00:4000::614", "default", "2a00:4000::614"),
+            ("foo", "", "foo.svc.cluster.local"),
+        ] {
+            assert_eq!(resolve_host(host, namespace, "cluster.local"), expected);
+        }
+    }
+
+    #[test]
+    fn hosts_are_names_wildcards_or_addresses() {
+        for host in [
+            "*", "*.local", "*foo.com", "a", "a.b-c.d1", "10.0.0.1", "::1",
+        ] {
+            assert!(is_host(host), "{host}");
+        }
+        for host in [
+            "", "**", "*.", "a.*", "a..b", ".a", "a.", "-a", "a_b", "a b", "*.*.a", "http://a",
+        ] {
+            assert!(!is_host(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn gateways_are_an_address_with_or_without_a_port() {
+        let at = |text: &str| gateway(text).map(|gateway| gateway.to_string());
+        assert_eq!(at("192.0.2.1").as_deref(), Some("192.0.2.1:15008"));
+        assert_eq!(at("192.0.2.1:99").as_deref(), Some("192.0.2.1:99"));
+        assert_eq!(at("2001:db8::1").as_deref(), Some("[2001:db8::1]:15008"));
+        assert_eq!(at("[2001:db8::1]").as_deref(), Some("[2001:db8::1]:15008"));
+        assert_eq!(at("[2001:db8::1]:99").as_deref(), Some("[2001:db8::1]:99"));
+        for bad in [
+            "",
+            "a",
+            "192.0.2.1:0",
+            "192.0.2.1:",
+            "192.0.2.1:70000",
+            "[192.0.2.1",
+            "0.0.0.0",
+            "ff02::1",
+            "host:1",
+        ] {
+            assert_eq!(at(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn networks_lose_the_bits_beyond_their_prefix() {
+        assert_eq!(network("10.1.2.3/8").unwrap().to_string(), "10.0.0.0/8");
+        assert_eq!(network("10.1.2.3").unwrap().to_string(), "10.1.2.3/32");
+        for bad in [
+            "",
+            "10.0.0.0/33",
+            "::/129",
+            "a",
+            "0.0.0.0",
+            "::ffff:192.0.2.1",
+            "10.0.0",
+        ] {
+            assert!(network(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn label_syntax_is_that_of_kubernetes() {
+        for key in ["app", "app.kubernetes.io/name", "a_b.c-d"] {
+            assert!(is_label_key(key), "{key}");
+        }
+        for key in ["", "/a", "a/", "a/b/c", "-a", "a b", "*"] {
+            assert!(!is_label_key(key), "{key}");
+        }
+        assert!(is_label_value(""));
+        assert!(!is_label_value(&"x".repeat(64)));
+    }
+}

@@ -1,0 +1,281 @@
+//! Building the registry: declarations joined by address, endpoints selected, tables filled.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use ipnetwork::IpNetwork;
+
+use super::{
+    Endpoint, RegisteredWorkload, Registry, Service, is_subset, push_unique, single_address,
+};
+use crate::{
+    registry::{
+        Place,
+        key::TUNNEL_PORT,
+        service::{Endpoints, ServiceEntry, ServicePort, Workload},
+    },
+    spiffe::{SpiffeId, SpiffeIdError, TrustDomain},
+};
+
+/// What makes a workload a local one: its identity's key and its gateway are here.
+pub trait LocalHost {
+    /// This host holds the identity's key.
+    fn holds(&self, identity: &SpiffeId) -> bool;
+    /// The address is one of this host's.
+    fn has_address(&self, address: IpAddr) -> bool;
+}
+
+/// Why the registry cannot be built.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum RegistryError {
+    /// Two identities claim one address.
+    AddressClaimedTwice {
+        /// The address.
+        address: IpAddr,
+        /// The identity that was declared first, and where.
+        first: (SpiffeId, Place),
+        /// The other identity, and where.
+        second: (SpiffeId, Place),
+    },
+    /// Namespace and service account make no SPIFFE ID.
+    BadIdentity {
+        /// Where the workload's address stands.
+        place: Place,
+        /// What is wrong.
+        reason: SpiffeIdError,
+    },
+}
+
+impl Registry {
+    /// Builds the tables. `workloads` are the WorkloadEntries; endpoints that stand in a ServiceEntry are found there.
+    ///
+    /// # Errors
+    /// Everything that makes the registry ambiguous, in the order of the declarations.
+    pub fn new(
+        services: &[ServiceEntry],
+        workloads: &[Workload],
+        trust_domain: &TrustDomain,
+        host: &impl LocalHost,
+    ) -> Result<Self, Vec<RegistryError>> {
+        let mut registry = Self::default();
+        let mut errors = Vec::new();
+        let inline = services.iter().flat_map(inline_endpoints);
+        for workload in workloads.iter().chain(inline) {
+            if let Err(error) = registry.add_workload(workload, trust_domain) {
+                errors.push(error);
+            }
+        }
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        for workload in &mut registry.workloads {
+            workload.is_local = workload.identity.as_ref().is_some_and(|id| host.holds(id))
+                && host.has_address(workload.gateway.ip());
+        }
+        for entry in services {
+            registry.add_service(entry, workloads);
+        }
+        registry.index_workloads();
+        registry.index_service_addresses(host);
+        Ok(registry)
+    }
+
+    fn add_workload(
+        &mut self,
+        workload: &Workload,
+        trust_domain: &TrustDomain,
+    ) -> Result<(), RegistryError> {
+        let place = workload.place.clone();
+        let account = workload.service_account.as_ref();
+        let identity = account
+            .map(|account| {
+                SpiffeId::for_service_account(trust_domain, &workload.namespace, account)
+            })
+            .transpose()
+            .map_err(|reason| RegistryError::BadIdentity { place, reason })?;
+        let registered = RegisteredWorkload {
+            address: workload.address,
+            namespace: Arc::clone(&workload.namespace),
+            identity,
+            labels: workload.labels.clone(),
+            gateway: workload
+                .gateway
+                .unwrap_or_else(|| SocketAddr::new(workload.address, TUNNEL_PORT)),
+            mesh_capable: workload.mesh_capable,
+            is_local: false,
+            resource: workload.resource.clone(),
+            place: workload.place.clone(),
+        };
+        match self
+            .by_address
+            .get(&workload.address)
+            .and_then(|index| self.workloads.get_mut(*index))
+        {
+            Some(known) => merge(known, registered, workload.gateway),
+            None => {
+                self.by_address
+                    .insert(workload.address, self.workloads.len());
+                self.workloads.push(registered);
+                Ok(())
+            }
+        }
+    }
+
+    fn add_service(&mut self, entry: &ServiceEntry, workloads: &[Workload]) {
+        let endpoints = endpoints_of(entry, workloads);
+        for host in &entry.hosts {
+            let index = self.services.len();
+            let addresses: BTreeSet<_> = entry.addresses.iter().copied().map(masked).collect();
+            for network in &addresses {
+                match self.by_service_address.get_mut(network) {
+                    Some(indices) => indices.push(index),
+                    None => drop(self.by_service_address.insert(*network, vec![index])),
+                }
+            }
+            for endpoint in &endpoints {
+                push_unique(self.by_endpoint.entry(endpoint.address).or_default(), index);
+            }
+            self.services.push(Service {
+                host: Arc::clone(host),
+                resource: entry.resource.clone(),
+                place: entry.place.clone(),
+                addresses: addresses.into_iter().collect(),
+                ports: entry.ports.clone(),
+                location: entry.location,
+                resolution: entry.resolution,
+                export_to: entry.export_to.clone(),
+                subject_alt_names: entry
+                    .subject_alt_names
+                    .iter()
+                    .filter_map(|name| name.parse().ok())
+                    .collect(),
+                endpoints: endpoints.clone(),
+            });
+        }
+    }
+
+    fn index_workloads(&mut self) {
+        for (index, workload) in self.workloads.iter().enumerate() {
+            let Some(identity) = &workload.identity else {
+                continue;
+            };
+            push_unique(
+                self.owners.entry(workload.address).or_default(),
+                identity.clone(),
+            );
+            let gateways = self.gateways.entry(identity.clone()).or_default();
+            if workload.is_local {
+                self.local.insert(workload.address, index);
+            } else {
+                push_unique(gateways, workload.gateway);
+            }
+        }
+    }
+
+    /// A service address that no workload owns is answered by each endpoint of the service. On the endpoint's own
+    /// host it is an address of the endpoint's workload, if the host has it.
+    fn index_service_addresses(&mut self, host: &impl LocalHost) {
+        for service in &self.services {
+            let endpoints: Vec<_> = service
+                .endpoints
+                .iter()
+                .filter_map(|endpoint| self.by_address.get(&endpoint.address))
+                .filter_map(|index| Some((*index, self.workloads.get(*index)?)))
+                .collect();
+            for address in service.addresses.iter().copied().filter_map(single_address) {
+                if self.by_address.contains_key(&address) {
+                    continue;
+                }
+                for (index, workload) in &endpoints {
+                    if let Some(identity) = &workload.identity {
+                        push_unique(self.owners.entry(address).or_default(), identity.clone());
+                    }
+                    if workload.is_local && host.has_address(address) {
+                        self.local.entry(address).or_insert(*index);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The network without host bits.
+fn masked(network: IpNetwork) -> IpNetwork {
+    IpNetwork::new(network.network(), network.prefix()).unwrap_or(network)
+}
+
+fn inline_endpoints(entry: &ServiceEntry) -> &[Workload] {
+    match &entry.endpoints {
+        Endpoints::Inline(workloads) => workloads,
+        Endpoints::Selector(_) | Endpoints::None => &[],
+    }
+}
+
+fn endpoints_of(entry: &ServiceEntry, workloads: &[Workload]) -> Vec<Endpoint> {
+    let selected: Vec<_> = match &entry.endpoints {
+        Endpoints::Inline(inline) => inline.iter().collect(),
+        Endpoints::Selector(labels) => workloads
+            .iter()
+            .filter(|workload| workload.namespace == entry.resource.namespace)
+            .filter(|workload| is_subset(labels, &workload.labels))
+            .collect(),
+        Endpoints::None => Vec::new(),
+    };
+    let mut endpoints: Vec<Endpoint> = Vec::new();
+    for workload in selected {
+        if endpoints
+            .iter()
+            .all(|known| known.address != workload.address)
+        {
+            let ports = entry
+                .ports
+                .iter()
+                .map(|port| endpoint_port(port, workload))
+                .collect();
+            endpoints.push(Endpoint {
+                address: workload.address,
+                ports,
+            });
+        }
+    }
+    endpoints
+}
+
+/// An endpoint's own port by name, else the target port, else the service port (policy.md 4.1).
+fn endpoint_port(port: &ServicePort, workload: &Workload) -> u16 {
+    let named = workload.ports.get(&port.name).copied();
+    named.or(port.target_port).unwrap_or(port.number)
+}
+
+/// Joins a further declaration of an address: what it adds is taken, what it repeats is fine, another identity is not.
+fn merge(
+    known: &mut RegisteredWorkload,
+    other: RegisteredWorkload,
+    gateway: Option<SocketAddr>,
+) -> Result<(), RegistryError> {
+    if let (Some(first), Some(second)) = (&known.identity, &other.identity)
+        && first != second
+    {
+        return Err(RegistryError::AddressClaimedTwice {
+            address: known.address,
+            first: (first.clone(), known.place.clone()),
+            second: (second.clone(), other.place),
+        });
+    }
+    let has_own_gateway = known.gateway != SocketAddr::new(known.address, TUNNEL_PORT);
+    let gateway = if has_own_gateway {
+        known.gateway
+    } else {
+        gateway.unwrap_or(known.gateway)
+    };
+    let mesh_capable = known.mesh_capable || other.mesh_capable;
+    if known.identity.is_none() && other.identity.is_some() {
+        *known = other;
+    }
+    known.gateway = gateway;
+    known.mesh_capable = mesh_capable;
+    Ok(())
+}

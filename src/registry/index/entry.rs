@@ -1,0 +1,105 @@
+//! What stands in the registry's tables: workloads and services, each once.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use ipnetwork::IpNetwork;
+
+use crate::{
+    registry::{
+        Place, ResourceName,
+        service::{ExportTo, Location, Resolution, ServicePort},
+    },
+    spiffe::SpiffeId,
+};
+
+/// The workload that an address belongs to: what all declarations of the address say together.
+#[derive(Clone, Debug)]
+pub struct RegisteredWorkload {
+    /// Its address; no other workload has it.
+    pub address: IpAddr,
+    /// The namespace of its identity.
+    pub namespace: Arc<str>,
+    /// `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT`; `None` where no declaration names a service account.
+    pub identity: Option<SpiffeId>,
+    /// Its labels.
+    pub labels: BTreeMap<Arc<str>, Arc<str>>,
+    /// Where the daemon that serves it is reached.
+    pub gateway: SocketAddr,
+    /// Its host runs a daemon.
+    pub mesh_capable: bool,
+    /// It is served by this host's daemon.
+    pub is_local: bool,
+    /// The first declaration.
+    pub resource: ResourceName,
+    /// Where the first declaration's address stands.
+    pub place: Place,
+}
+
+/// One endpoint of a [`Service`].
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// Its address, which is also that of a [`RegisteredWorkload`].
+    pub address: IpAddr,
+    /// Its port for each port of the service, in the service's order.
+    pub ports: Vec<u16>,
+}
+
+/// One host of a ServiceEntry.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Host name, lower case; may begin with `*`.
+    pub host: Arc<str>,
+    /// The ServiceEntry.
+    pub resource: ResourceName,
+    /// Where its name stands.
+    pub place: Place,
+    /// Virtual addresses and networks.
+    pub addresses: Vec<IpNetwork>,
+    /// Ports, as clients of a service address see them.
+    pub ports: Vec<ServicePort>,
+    /// Whether it takes part in mTLS inference.
+    pub location: Location,
+    /// How a destination address becomes an endpoint.
+    pub resolution: Resolution,
+    /// Who sees it.
+    pub export_to: ExportTo,
+    /// Additional identities that may answer for it: the subjectAltNames that are SPIFFE IDs.
+    pub subject_alt_names: Vec<SpiffeId>,
+    /// Its endpoints, in the order of their declaration.
+    pub endpoints: Vec<Endpoint>,
+}
+
+impl Service {
+    /// The namespace of the ServiceEntry.
+    pub const fn namespace(&self) -> &Arc<str> {
+        &self.resource.namespace
+    }
+
+    /// A client of `namespace` may see it.
+    pub fn is_visible_to(&self, namespace: &str) -> bool {
+        self.export_to.includes(namespace)
+    }
+
+    /// The port with this service port number.
+    pub fn port(&self, number: u16) -> Option<&ServicePort> {
+        self.ports.iter().find(|port| port.number == number)
+    }
+
+    /// The endpoint at `address`.
+    pub fn endpoint(&self, address: IpAddr) -> Option<&Endpoint> {
+        self.endpoints
+            .iter()
+            .find(|endpoint| endpoint.address == address)
+    }
+
+    /// The service port behind an endpoint's own port.
+    pub(super) fn port_of_endpoint(&self, address: IpAddr, number: u16) -> Option<&ServicePort> {
+        let endpoint = self.endpoint(address)?;
+        let mut ports = self.ports.iter().zip(&endpoint.ports);
+        ports.find(|(_, own)| **own == number).map(|(port, _)| port)
+    }
+}
