@@ -1,1 +1,339 @@
-//! What identun changes on the machine, and how it is undone.
+//! What we change on the machine and how it is undone: one nft table, two routing rules and two routes per address
+//! family, the TUN's address and its sysctls. Everything is installed so that running it again changes nothing, and
+//! `down` takes away exactly that, recognised by its content; what others have made is never touched.
+
+pub mod conntrack;
+mod interfaces;
+mod netlink;
+pub mod nftables;
+pub mod rights;
+pub mod routes;
+pub mod sysctl;
+
+use std::{
+    collections::BTreeSet,
+    io,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use crate::{
+    host::nftables::{Ruleset, command},
+    policy::Steering,
+};
+
+/// Names and numbers of what we install.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct HostSettings {
+    /// nft table (inet): `identun`.
+    pub table: String,
+    /// Name of the TUN device.
+    pub tun_name: String,
+    /// 192.0.0.8/32, scope host. Without an IPv4 address on the device, loose reverse-path filtering drops
+    /// everything that arrives there.
+    pub tun_address: Ipv4Addr,
+    /// The bits of packet and conntrack mark that are ours; all others are left as they are.
+    pub mark_mask: u32,
+    /// Within the mask: this packet or flow belongs into the tunnel.
+    pub tunnel_mark: u32,
+    /// Within the mask: a packet of the tunnel itself, not captured if it is also the daemon's and from `port`.
+    pub bypass_mark: u32,
+    /// 7700
+    pub routing_table: u32,
+    /// 300; the unreachable rule is the next number.
+    pub rule_priority: u32,
+    /// UDP port of the tunnels.
+    pub port: u16,
+    /// The user whose packets may carry the bypass mark.
+    pub daemon_uid: u32,
+    /// Interfaces of forwarded workloads.
+    pub workload_interfaces: Vec<String>,
+}
+
+/// Why something could not be changed or read on this machine.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// A setting that cannot be installed.
+    #[error("{what} cannot be {value:?}: {wanted}")]
+    Setting {
+        /// The setting's name.
+        what: &'static str,
+        /// What it says.
+        value: String,
+        /// What it should be.
+        wanted: &'static str,
+    },
+    /// No nft program.
+    #[error("nft is not installed; apt install nftables")]
+    NftMissing,
+    /// nft could not be run.
+    #[error("cannot run nft to {operation}")]
+    NftStart {
+        /// What it was to do.
+        operation: &'static str,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// nft said no.
+    #[error("nft could not {operation}: {message}")]
+    Nft {
+        /// What it was to do.
+        operation: &'static str,
+        /// Its own words.
+        message: String,
+    },
+    /// A listing that is not JSON.
+    #[error("nft's answer is not understood ({operation})")]
+    NftListing {
+        /// What it was to do.
+        operation: &'static str,
+        /// The parser's reason.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The kernel refused for lack of rights.
+    #[error("not permitted to {operation}; this needs root or the capability CAP_NET_ADMIN")]
+    Permission {
+        /// What was to be done.
+        operation: &'static str,
+    },
+    /// A table of our name that we did not make.
+    #[error(
+        "nft table inet {table} exists and was not made by identun; choose another name or remove it"
+    )]
+    TableTaken {
+        /// Its name.
+        table: String,
+    },
+    /// A routing rule with our priority that is not ours.
+    #[error(
+        "a foreign routing rule has priority {priority} ({family}); choose another rule priority or remove it"
+    )]
+    ForeignRule {
+        /// Its priority.
+        priority: u32,
+        /// Address family.
+        family: routes::Family,
+    },
+    /// A route in our table that is not ours.
+    #[error(
+        "a foreign route stands in routing table {table} ({family}); choose another table or remove it"
+    )]
+    ForeignRoute {
+        /// The table.
+        table: u32,
+        /// Address family.
+        family: routes::Family,
+    },
+    /// An interface that is not there.
+    #[error("there is no interface {name}")]
+    NoInterface {
+        /// Its name.
+        name: String,
+    },
+    /// Not one interface from which an MTU could be taken.
+    #[error("no interface but loopback and the TUN is up")]
+    NoUnderlay,
+    /// Routing netlink refused.
+    #[error("cannot {operation}")]
+    Route {
+        /// What was to be done.
+        operation: &'static str,
+        /// The kernel's reason.
+        #[source]
+        source: rtnetlink::Error,
+    },
+    /// A netlink socket failed or the kernel refused.
+    #[error("cannot {operation}")]
+    Netlink {
+        /// What was to be done.
+        operation: &'static str,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A kernel setting could not be written.
+    #[error("cannot write {value} to {path}")]
+    Sysctl {
+        /// The file under /proc/sys.
+        path: String,
+        /// What was to be written.
+        value: &'static str,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The counters of the ruleset, packets.
+#[derive(Clone, Debug, Default, Eq, PartialEq, serde::Serialize)]
+pub struct SteeringCounters {
+    /// Plaintext packets (or forged errors) that tried to enter a tunnel flow.
+    pub cross_plain: u64,
+    /// Tunnel packets that tried to enter a plaintext flow.
+    pub cross_tunnel: u64,
+    /// Plaintext refused at a STRICT port.
+    pub strict: u64,
+    /// Packets for the tunnel that were about to leave in plaintext.
+    pub guard: u64,
+}
+
+/// First step of a start: the nft table, in one transaction. Where the table of an earlier run stands it is never
+/// replaced: its sets are brought up to date by differences, then its chains are refilled, which heals whatever was
+/// done to them. What the packet path has put into its sets stays, and so do the counters.
+pub fn install_rules(settings: &HostSettings, steering: &Steering) -> Result<(), HostError> {
+    let ruleset = Ruleset::new(settings, steering)?;
+    for name in &settings.workload_interfaces {
+        if !interfaces::exists(name)? {
+            return Err(HostError::NoInterface { name: name.clone() });
+        }
+    }
+    match command::present(&settings.table)? {
+        None => command::apply(&ruleset.create()),
+        Some(present) => {
+            let hold = command::elements(&settings.table, &present)?;
+            command::apply(&ruleset.adopt(&hold))?;
+            command::apply(&ruleset.refill(&present))
+        }
+    }
+}
+
+/// Later changes: differences of elements only, one transaction; no nft is run when there are none. Where the table is
+/// not what `old` says (somebody changed it), the whole is installed as by [`install_rules`].
+pub fn update_rules(
+    settings: &HostSettings,
+    old: &Steering,
+    new: &Steering,
+) -> Result<(), HostError> {
+    let Some(text) = Ruleset::new(settings, new)?.difference(&Ruleset::new(settings, old)?) else {
+        return Ok(());
+    };
+    match command::apply(&text) {
+        Err(HostError::Nft { .. }) => install_rules(settings, new),
+        result => result,
+    }
+}
+
+/// Second step, after the TUN exists: its address, up, sysctls, routes and rules (both families). A foreign rule of
+/// our priority or a foreign route in our table is an error before anything is changed.
+pub async fn install_routes(settings: &HostSettings) -> Result<(), HostError> {
+    settings.check()?;
+    routes::install(settings).await
+}
+
+/// Removes exactly what was added; returns a line for each thing removed; nothing there is no error. The TUN itself
+/// is the device's business, and its sysctls vanish with it.
+pub async fn down(settings: &HostSettings) -> Result<Vec<String>, HostError> {
+    settings.check()?;
+    let mut removed = Vec::new();
+    match command::present(&settings.table) {
+        Ok(Some(_)) => {
+            command::delete(&settings.table)?;
+            removed.push(format!("nft table inet {}", settings.table));
+        }
+        // not ours, or no program that could have made it
+        Ok(None) | Err(HostError::TableTaken { .. } | HostError::NftMissing) => {}
+        Err(error) => return Err(error),
+    }
+    removed.extend(routes::remove(settings).await?);
+    Ok(removed)
+}
+
+/// The packet counters of the table.
+pub fn counters(settings: &HostSettings) -> Result<SteeringCounters, HostError> {
+    settings.check()?;
+    command::counters(&settings.table)
+}
+
+/// Every address of the host's interfaces except the TUN's, loopback and link-local. Needs no right.
+pub fn addresses(tun_name: &str) -> Result<BTreeSet<IpAddr>, HostError> {
+    interfaces::addresses(tun_name)
+}
+
+/// The smallest MTU of all interfaces that are up, loopback and the TUN excluded. Needs no right.
+pub fn underlay_mtu(tun_name: &str) -> Result<u16, HostError> {
+    interfaces::smallest_mtu(tun_name)
+}
+
+/// Foreign routing rules and nft rules that use bits of our mark, one line each; for a warning at start and for
+/// `check`: they may undo the steering (the guard still holds) or be confused by it.
+pub async fn conflicts(settings: &HostSettings) -> Result<Vec<String>, HostError> {
+    settings.check()?;
+    let mut lines = routes::mark_conflicts(settings).await?;
+    lines.extend(nftables::mark_conflicts(settings, &command::rules()?));
+    Ok(lines)
+}
+
+impl HostSettings {
+    /// Everything that is interpolated into nft text or paths, and the relations between the numbers.
+    fn check(&self) -> Result<(), HostError> {
+        let bad = |what, value: String, wanted| {
+            Err(HostError::Setting {
+                what,
+                value,
+                wanted,
+            })
+        };
+        if !is_table_name(&self.table) {
+            let wanted = "wanted: at most 31 of a-z, 0-9, _ and -, the first a letter";
+            return bad("table", self.table.clone(), wanted);
+        }
+        for name in self.workload_interfaces.iter().chain([&self.tun_name]) {
+            if !is_interface_name(name) {
+                let wanted =
+                    "wanted: at most 15 of a-z, A-Z, 0-9, _, - and ., the first a letter or digit";
+                return bad("interface", name.clone(), wanted);
+            }
+        }
+        for (what, mark) in [
+            ("tunnel mark", self.tunnel_mark),
+            ("bypass mark", self.bypass_mark),
+        ] {
+            if mark == 0 || mark & !self.mark_mask != 0 {
+                return bad(
+                    what,
+                    format!("{mark:#x}"),
+                    "wanted: one or more bits of the mask",
+                );
+            }
+        }
+        if self.tunnel_mark == self.bypass_mark {
+            let wanted = "wanted: another mark than the tunnel's";
+            return bad("bypass mark", format!("{:#x}", self.bypass_mark), wanted);
+        }
+        if matches!(self.routing_table, 0 | 252..=255) {
+            let wanted = "wanted: a table that the system does not use itself";
+            return bad("routing table", self.routing_table.to_string(), wanted);
+        }
+        // the rule for the main table has 32766
+        if !(1..32_765).contains(&self.rule_priority) {
+            return bad(
+                "rule priority",
+                self.rule_priority.to_string(),
+                "wanted: 1 to 32764",
+            );
+        }
+        if self.port == 0 {
+            return bad("port", self.port.to_string(), "wanted: 1 to 65535");
+        }
+        Ok(())
+    }
+}
+
+fn is_table_name(name: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-');
+    name.len() <= 31
+        && name.bytes().next().is_some_and(|b| b.is_ascii_lowercase())
+        && name.bytes().all(allowed)
+}
+
+fn is_interface_name(name: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
+    name.len() <= 15
+        && name
+            .bytes()
+            .next()
+            .is_some_and(|b| b.is_ascii_alphanumeric())
+        && name.bytes().all(allowed)
+}

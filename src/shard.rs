@@ -1,1 +1,380 @@
-//! The data plane as one state machine.
+//! The data plane as one state machine: the engine decides, the tunnels carry, the shard introduces them.
+//!
+//! Every input carries `now`, every output is polled; the same seed and inputs give the same decisions and events.
+//! After any input, poll until each `poll_` method has nothing left.
+//!
+//! INVARIANT: the only way from a session to the device is [`Shard::deliver`], behind [`Engine::handle_ingress`].
+
+mod deliver;
+mod settings;
+mod snapshot;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    engine::{AnswerKind, Egress, Engine, EngineEvent},
+    identity::Identities,
+    policy::Compiled,
+    registry::{KeyTable, TunnelId},
+    tunnel::{Transmit, TunnelEvent, TunnelSetupError, TunnelState, Tunnels, UnderlayDatagram},
+    wire::{
+        DropReason, FiveTuple,
+        fragment::Reassembler,
+        mss::clamp_mss,
+        packet::Packet,
+        segment::{DatagramBatch, Joiner, cut},
+        virtio::{SuperPacket, VIRTIO_HEADER_LEN, has_partial_checksum},
+    },
+};
+
+pub use settings::ShardSettings;
+pub use snapshot::{FlowSnapshot, PacketCounts, ShardSnapshot};
+
+/// What the control plane learns from a shard.
+#[derive(Debug)]
+pub enum Event {
+    /// From the engine: flows and refusals.
+    Engine(EngineEvent),
+    /// From the tunnels: sessions up, down, refused.
+    Tunnel(TunnelEvent),
+}
+
+/// The data plane of one TUN queue and one UDP socket; see the module.
+pub struct Shard {
+    settings: ShardSettings,
+    engine: Engine,
+    tunnels: Tunnels,
+    keys: KeyTable,
+    joiner: Joiner,
+    batch: DatagramBatch,
+    fragment_ids: BTreeMap<TunnelId, u16>,
+    reassemblers: BTreeMap<TunnelId, Reassembler>,
+    /// RSTs and ICMP errors for local senders, virtio-net header included.
+    answers: VecDeque<Vec<u8>>,
+    events: VecDeque<Event>,
+    /// Tunnels that packets went to lately: decides between back-pressure and drops (performance.md §3, rule 5).
+    recent: Vec<(TunnelId, Instant)>,
+    now: Option<Instant>,
+    counts: PacketCounts,
+}
+
+/// How long a tunnel counts as busy after a packet went to it.
+const RECENT: Duration = Duration::from_millis(250);
+/// Answers that wait for the device.
+const MAX_ANSWERS: usize = 256;
+/// Events that wait for the control plane.
+const MAX_EVENTS: usize = 4096;
+
+impl Shard {
+    /// A shard without flows and tunnels.
+    ///
+    /// # Errors
+    /// When the TLS or QUIC settings cannot work.
+    pub fn new(
+        settings: ShardSettings,
+        identities: Arc<Identities>,
+        policy: Arc<Compiled>,
+    ) -> Result<Self, TunnelSetupError> {
+        let tunnels = Tunnels::new(settings.tunnel.clone(), identities, Arc::clone(&policy))?;
+        Ok(Self {
+            engine: Engine::new(policy, settings.engine),
+            tunnels,
+            keys: KeyTable::default(),
+            joiner: Joiner::new(settings.udp_offload),
+            batch: DatagramBatch::default(),
+            fragment_ids: BTreeMap::new(),
+            reassemblers: BTreeMap::new(),
+            answers: VecDeque::new(),
+            events: VecDeque::new(),
+            recent: Vec::new(),
+            now: None,
+            counts: PacketCounts::default(),
+            settings,
+        })
+    }
+
+    /// Takes one frame from the device: virtio-net header and IP packet.
+    pub fn handle_device(&mut self, frame: &mut [u8], now: Instant) {
+        self.now = Some(now);
+        self.counts.device_packets += 1;
+        self.counts.device_bytes += frame.len().saturating_sub(VIRTIO_HEADER_LEN) as u64;
+        self.egress(frame, now);
+        while let Some(mut released) = self.engine.poll_released_egress() {
+            let mut frame = vec![0; VIRTIO_HEADER_LEN];
+            frame.append(&mut released);
+            self.egress(&mut frame, now);
+        }
+        self.pump(now);
+    }
+
+    /// Takes one datagram from the underlay.
+    pub fn handle_underlay(&mut self, datagram: UnderlayDatagram, now: Instant) {
+        self.now = Some(now);
+        self.tunnels.handle_underlay(now, datagram, &mut self.keys);
+        self.pump(now);
+    }
+
+    /// Takes new identities and policy. Sessions and flows that they no longer allow end.
+    pub fn handle_config(
+        &mut self,
+        identities: Arc<Identities>,
+        policy: Arc<Compiled>,
+        now: Instant,
+    ) {
+        self.now = Some(now);
+        self.engine.handle_policy(Arc::clone(&policy));
+        self.tunnels.handle_config(identities, policy, now);
+        self.pump(now);
+    }
+
+    /// Rebuilds flows from conntrack entries (their original direction) and redials their tunnels: after a restart
+    /// established connections go on whichever end has something to send.
+    pub fn handle_seed(&mut self, originals: &[FiveTuple], now: Instant) {
+        self.now = Some(now);
+        for original in originals {
+            if let Some(tunnel) = self.engine.handle_seed(original, now, &mut self.keys)
+                && let Some(key) = self.keys.key(tunnel)
+            {
+                self.tunnels.open(tunnel, key, now);
+            }
+        }
+        self.pump(now);
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.now = Some(now);
+        self.engine.handle_timeout(now);
+        self.tunnels.handle_timeout(now);
+        for reassembler in self.reassemblers.values_mut() {
+            for _ in 0..reassembler.expire(now) {
+                self.engine.count_drop(DropReason::FragmentTimeout);
+            }
+        }
+        self.pump(now);
+    }
+
+    /// Asks every peer for no new flows; sessions close as they empty.
+    pub fn handle_drain(&mut self, reason: &str, now: Instant) {
+        self.now = Some(now);
+        self.tunnels.drain(reason, now);
+        self.pump(now);
+    }
+
+    /// The next batch for the underlay, at most `max_datagrams` of one size to one address, written to `buf`.
+    pub fn poll_transmit(
+        &mut self,
+        now: Instant,
+        max_datagrams: usize,
+        buf: &mut Vec<u8>,
+    ) -> Option<Transmit> {
+        let transmit = self.tunnels.poll_transmit(now, max_datagrams, buf);
+        // What was sent made room, and may have ended a session: see to both before the loop sleeps.
+        if transmit.is_none() {
+            self.pump(now);
+        }
+        transmit
+    }
+
+    /// The next frame for the device, written to `buf`: virtio-net header and IP packet. `false` when none is left.
+    pub fn poll_device(&mut self, buf: &mut Vec<u8>) -> bool {
+        if let Some(answer) = self.answers.pop_front() {
+            buf.clear();
+            buf.extend_from_slice(&answer);
+            return true;
+        }
+        self.joiner.flush();
+        self.joiner.poll(buf)
+    }
+
+    /// When [`Self::handle_timeout`] is due.
+    pub fn poll_timeout(&mut self) -> Option<Instant> {
+        let fragments = self
+            .reassemblers
+            .values()
+            .filter_map(Reassembler::poll_timeout)
+            .min();
+        [
+            self.engine.poll_timeout(),
+            self.tunnels.poll_timeout(),
+            fragments,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// The next event for the control plane.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events
+            .pop_front()
+            .or_else(|| self.engine.poll_event().map(Event::Engine))
+    }
+
+    /// Tells whether the loop should read the device. `false` is back-pressure: the kernel slows the sender.
+    ///
+    /// Only the backlog of a healthy tunnel that has the device to itself stops the device; among several busy
+    /// tunnels a slow one fills and drops its own queue.
+    pub fn wants_device(&mut self) -> bool {
+        let Some(now) = self.now else { return true };
+        self.recent.retain(|&(_, used)| used + RECENT > now);
+        match self.recent.as_slice() {
+            [(only, _)] => {
+                !matches!(self.tunnels.state(*only), TunnelState::Up)
+                    || self.tunnels.has_room(*only)
+            }
+            _ => true,
+        }
+    }
+
+    /// The policy in force.
+    pub const fn policy(&self) -> &Arc<Compiled> {
+        self.engine.policy()
+    }
+
+    fn egress(&mut self, frame: &mut [u8], now: Instant) {
+        let Ok(super_packet) = SuperPacket::decode(frame) else {
+            return self.engine.count_drop(DropReason::Malformed);
+        };
+        let Ok(packet) = Packet::new_checked(super_packet.bytes) else {
+            return self.engine.count_drop(DropReason::Malformed);
+        };
+        match self.engine.handle_egress(&packet, now, &mut self.keys) {
+            Egress::Tunnel(tunnel) => self.carry(tunnel, frame, now),
+            Egress::Drop {
+                answer: Some(answer),
+                ..
+            } => self.answer(&answer),
+            Egress::Drop { answer: None, .. } | Egress::Held => {}
+        }
+    }
+
+    /// Sends a frame through its tunnel, or lets it wait until the tunnel is up.
+    fn carry(&mut self, tunnel: TunnelId, frame: &mut [u8], now: Instant) {
+        match self.recent.iter_mut().find(|(id, _)| *id == tunnel) {
+            Some((_, used)) => *used = now,
+            None => self.recent.push((tunnel, now)),
+        }
+        match self.tunnels.state(tunnel) {
+            TunnelState::Up => self.send(tunnel, frame),
+            TunnelState::Idle | TunnelState::Dialing | TunnelState::Draining => {
+                if let Some(key) = self.keys.key(tunnel) {
+                    self.tunnels.open(tunnel, key, now);
+                }
+                let dropped = self.engine.pending_mut().push(tunnel, frame, now);
+                (0..dropped).for_each(|_| self.engine.count_drop(DropReason::PendingFull));
+            }
+            TunnelState::Backoff { .. } => self.drop_frame(frame, DropReason::TunnelDown, now),
+            TunnelState::Refused { .. } => {
+                self.drop_frame(frame, DropReason::PeerRefusedSession, now)
+            }
+        }
+    }
+
+    fn send(&mut self, tunnel: TunnelId, frame: &mut [u8]) {
+        let Some(limits) = self.tunnels.limits(tunnel) else {
+            return self.engine.count_drop(DropReason::TunnelDown);
+        };
+        let partial_checksum = has_partial_checksum(frame);
+        if let Some(packet) = frame.get_mut(VIRTIO_HEADER_LEN..) {
+            clamp_mss(packet, self.expected_inner(tunnel), partial_checksum);
+        }
+        let Ok(packet) = SuperPacket::decode(frame) else {
+            return self.engine.count_drop(DropReason::Malformed);
+        };
+        let fragment_id = self.fragment_ids.entry(tunnel).or_default();
+        if cut(&packet, &limits, fragment_id, &mut self.batch).is_err() {
+            return self.engine.count_drop(DropReason::TooBig);
+        }
+        for datagram in self.batch.drain() {
+            if let Err(reason) = self.tunnels.send(tunnel, datagram) {
+                self.engine.count_drop(reason);
+            }
+        }
+    }
+
+    /// What an inner packet may be once the path MTU is found: TCP is clamped to this, not to the first guess.
+    fn expected_inner(&self, tunnel: TunnelId) -> usize {
+        let ipv6 = self
+            .keys
+            .key(tunnel)
+            .is_some_and(|key| key.gateway.is_ipv6());
+        usize::from(self.settings.expected_inner(ipv6))
+    }
+
+    /// Drops a frame that had a tunnel, and tells its sender where that is due.
+    fn drop_frame(&mut self, frame: &[u8], reason: DropReason, now: Instant) {
+        let Some(packet) = frame
+            .get(VIRTIO_HEADER_LEN..)
+            .and_then(|bytes| Packet::new_checked(bytes).ok())
+        else {
+            return self.engine.count_drop(DropReason::Malformed);
+        };
+        if let Egress::Drop {
+            answer: Some(answer),
+            ..
+        } = self.engine.drop_egress(&packet, reason, None, now)
+        {
+            self.answer(&answer);
+        }
+    }
+
+    fn answer(&mut self, packet: &[u8]) {
+        if self.answers.len() < MAX_ANSWERS {
+            let mut frame = vec![0; VIRTIO_HEADER_LEN];
+            frame.extend_from_slice(packet);
+            self.answers.push_back(frame);
+        }
+    }
+
+    /// Passes on what the tunnels and the engine have for each other.
+    fn pump(&mut self, now: Instant) {
+        while let Some((tunnel, live)) = self.engine.poll_live() {
+            self.tunnels.set_live_flows(tunnel, live);
+        }
+        while let Some((tunnel, flags, datagram)) = self.tunnels.poll_received() {
+            self.receive(tunnel, flags, &datagram, now);
+        }
+        while let Some(event) = self.tunnels.poll_event() {
+            self.handle_tunnel_event(&event, now);
+            if self.events.len() < MAX_EVENTS {
+                self.events.push_back(Event::Tunnel(event));
+            }
+        }
+    }
+
+    fn handle_tunnel_event(&mut self, event: &TunnelEvent, now: Instant) {
+        match event {
+            TunnelEvent::Up { id, .. } => {
+                for mut frame in self.engine.pending_mut().take(*id) {
+                    self.send(*id, &mut frame);
+                }
+            }
+            TunnelEvent::DialFailed { id, error, .. } => {
+                let reason = error.drop_reason();
+                let frames: Vec<_> = self.engine.pending_mut().take(*id).collect();
+                for frame in frames {
+                    self.drop_frame(&frame, reason, now);
+                }
+            }
+            TunnelEvent::FlowRefused { id, refused } => {
+                if let Some(answer) = self.engine.handle_flow_refused(*id, refused, now) {
+                    self.answer(&answer);
+                }
+            }
+            TunnelEvent::Down { id, .. } => {
+                self.reassemblers.remove(id);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The answer a sender gets for `reason`; for tests and `explain`.
+pub const fn answer_kind(reason: DropReason) -> AnswerKind {
+    AnswerKind::of(reason)
+}

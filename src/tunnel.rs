@@ -1,1 +1,351 @@
-//! QUIC sessions.
+//! QUIC sessions by tunnel key, sans-IO, on quinn-proto (wire.md §3–5).
+//!
+//! Dials, accepts, greets, carries datagrams, and closes what policy, trust or time no longer allow. Never looks into an
+//! inner packet: who may send what is the engine's business. Every input carries `now`; after any input poll until each
+//! `poll_` method has nothing left. The same seed and inputs give the same decisions.
+
+mod accept;
+mod api;
+mod config;
+mod congestion;
+mod connection_id;
+mod control;
+mod dial;
+mod end;
+mod error;
+mod greeting;
+mod links;
+mod pool;
+mod random;
+mod session;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+mod upkeep;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::Instant,
+};
+
+use bytes::Bytes;
+use quinn_proto::{ConnectionHandle, Event, StreamEvent};
+
+use crate::{
+    identity::Identities,
+    policy::Compiled,
+    registry::{KeyTable, TunnelId, TunnelKey},
+    tunnel::{
+        config::Configs,
+        links::{Links, Routed},
+        pool::Tunnel,
+        random::Random,
+    },
+    wire::{
+        DropReason,
+        capsule::{Capsule, FlowRefused, PeerFlags},
+        segment::CutLimits,
+    },
+};
+
+pub use api::{
+    Transmit, TunnelEvent, TunnelSettings, TunnelSnapshot, TunnelState, UnderlayDatagram,
+};
+pub use error::{DialError, TunnelSetupError, close_code};
+
+/// Events that wait to be polled.
+const MAX_EVENTS: usize = 4096;
+/// Received datagrams that wait to be polled, in bytes; more wait in quinn's own bounded buffers.
+const MAX_RECEIVED: usize = 4 << 20;
+/// What a datagram spends on our own framing: quarter stream id and context (wire.md §3.3).
+const FRAMING: usize = 2;
+
+/// Every session of a shard; see the module.
+pub struct Tunnels {
+    settings: TunnelSettings,
+    identities: Arc<Identities>,
+    policy: Arc<Compiled>,
+    /// Counts configurations.
+    generation: u64,
+    configs: Configs,
+    links: Links,
+    tunnels: BTreeMap<TunnelId, Tunnel>,
+    /// When tunnels may dial again.
+    backoffs: BTreeSet<(Instant, TunnelId)>,
+    /// Accepted sessions that are not up yet.
+    incoming: BTreeSet<ConnectionHandle>,
+    received: VecDeque<(TunnelId, PeerFlags, Bytes)>,
+    received_bytes: usize,
+    events: VecDeque<TunnelEvent>,
+    random: Random,
+    /// The last time anybody told.
+    now: Option<Instant>,
+    /// We are going away: why.
+    draining: Option<String>,
+}
+
+impl Tunnels {
+    /// Tunnels without a session.
+    ///
+    /// # Errors
+    /// When the TLS library refuses what every accept and every dial would need.
+    pub fn new(
+        settings: TunnelSettings,
+        identities: Arc<Identities>,
+        policy: Arc<Compiled>,
+    ) -> Result<Self, TunnelSetupError> {
+        let configs = Configs::new(&settings);
+        let server = accept::server_config(&configs, &identities, &settings)?.0;
+        dial::check(&configs, &identities, &settings)?;
+        Ok(Self {
+            links: Links::new(Arc::clone(&configs.endpoint), server),
+            configs,
+            generation: 0,
+            tunnels: BTreeMap::new(),
+            backoffs: BTreeSet::new(),
+            incoming: BTreeSet::new(),
+            received: VecDeque::new(),
+            received_bytes: 0,
+            events: VecDeque::new(),
+            random: Random::new(&settings.rng_seed, "tunnel"),
+            now: None,
+            draining: None,
+            settings,
+            identities,
+            policy,
+        })
+    }
+
+    /// Takes one datagram from the underlay. An accepted session gets its number from `keys`.
+    pub fn handle_underlay(
+        &mut self,
+        now: Instant,
+        datagram: UnderlayDatagram,
+        keys: &mut KeyTable,
+    ) {
+        self.now = Some(now);
+        match self.links.handle(datagram, now) {
+            Some(Routed::Connection(handle)) => self.settle(handle, now, Some(keys)),
+            Some(Routed::Incoming(incoming)) => self.accept(*incoming, now, keys),
+            None => {}
+        }
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.now = Some(now);
+        while let Some(handle) = self.links.next_due(now) {
+            self.handle_wake(handle, now);
+            self.settle(handle, now, None);
+        }
+        while let Some(&(at, id)) = self.backoffs.first() {
+            if at > now {
+                break;
+            }
+            self.backoffs.pop_first();
+            self.handle_backoff_end(id, now);
+        }
+    }
+
+    /// Dials unless a session is up, dialling or backing off.
+    pub fn open(&mut self, id: TunnelId, key: &TunnelKey, now: Instant) {
+        self.now = Some(now);
+        let tunnel = self
+            .tunnels
+            .entry(id)
+            .or_insert_with(|| Tunnel::new(key.clone()));
+        if tunnel.may_dial() {
+            self.dial(id, now);
+        }
+    }
+
+    /// DRAIN to every peer; no new dials, and incoming sessions are refused.
+    pub fn drain(&mut self, reason: &str, now: Instant) {
+        self.now = Some(now);
+        self.draining = Some(reason.to_owned());
+        let handles: Vec<_> = self
+            .tunnels
+            .values()
+            .flat_map(|tunnel| tunnel.up.clone())
+            .collect();
+        for handle in handles {
+            self.send_drain(handle, reason, now);
+            self.settle(handle, now, None);
+        }
+    }
+
+    /// What a tunnel can do for a packet.
+    pub fn state(&self, id: TunnelId) -> TunnelState {
+        self.tunnels
+            .get(&id)
+            .map_or(TunnelState::Idle, Tunnel::state)
+    }
+
+    /// The session's datagram queue takes another super-packet (64 KiB) without dropping.
+    pub fn has_room(&self, id: TunnelId) -> bool {
+        self.current(id)
+            .and_then(|handle| self.links.session(handle))
+            .is_some_and(|session| session.has_room())
+    }
+
+    /// What a datagram may carry; `None` unless Up (or Draining with a session).
+    pub fn limits(&self, id: TunnelId) -> Option<CutLimits> {
+        let session = self.links.session(self.current(id)?)?;
+        Some(CutLimits {
+            inner: session.max_datagram?.checked_sub(FRAMING)?,
+            fragment: session.flags.fragment(),
+            partial_checksum: session.flags.partial_checksum(),
+        })
+    }
+
+    /// Queues one datagram (made by `cut`) on the session that carries the tunnel's packets.
+    ///
+    /// # Errors
+    /// The reason to count when the datagram is dropped: no session, or its queue is full.
+    pub fn send(&mut self, id: TunnelId, datagram: Bytes) -> Result<(), DropReason> {
+        let tunnel = self.tunnels.get_mut(&id).ok_or(DropReason::TunnelDown)?;
+        let handle = tunnel.current.ok_or(DropReason::TunnelDown)?;
+        let session = self
+            .links
+            .session_mut(handle)
+            .ok_or(DropReason::TunnelDown)?;
+        let len = datagram.len().saturating_sub(FRAMING);
+        session.send(datagram)?;
+        if let Some(now) = self.now {
+            session.last_inner = now;
+        }
+        tunnel.counts.packets_sent += 1;
+        tunnel.counts.bytes_sent += len as u64;
+        self.links.mark(handle);
+        Ok(())
+    }
+
+    /// Tells the peer that a packet of its flow was refused; silently not, when there were too many lately.
+    pub fn send_flow_refused(&mut self, id: TunnelId, refused: FlowRefused) {
+        let (Some(handle), Some(now)) = (self.current(id), self.now) else {
+            return;
+        };
+        if let Some(session) = self.links.session_mut(handle) {
+            session
+                .control
+                .send_refusal(&Capsule::FlowRefused(refused), now);
+            self.links.refresh(handle);
+        }
+    }
+
+    /// While flows live, sessions are kept alive, and a lost one is dialled again without a packet asking for it.
+    pub fn set_live_flows(&mut self, id: TunnelId, live: bool) {
+        let Some(tunnel) = self.tunnels.get_mut(&id) else {
+            return;
+        };
+        tunnel.live = live;
+        for handle in tunnel.up.clone() {
+            if let Some(session) = self.links.session_mut(handle) {
+                session.wake = self.now;
+                self.links.refresh(handle);
+            }
+        }
+    }
+
+    /// One datagram that a session in UP brought, and what both ends can do.
+    pub fn poll_received(&mut self) -> Option<(TunnelId, PeerFlags, Bytes)> {
+        let received = self.received.pop_front()?;
+        self.received_bytes -= received.2.len();
+        Some(received)
+    }
+
+    /// At most `max_datagrams` of one size to one address into `buf` (cleared first).
+    pub fn poll_transmit(
+        &mut self,
+        now: Instant,
+        max_datagrams: usize,
+        buf: &mut Vec<u8>,
+    ) -> Option<Transmit> {
+        self.now = Some(now);
+        buf.clear();
+        if let Some(transmit) = self.links.poll_response(buf) {
+            return Some(transmit);
+        }
+        while let Some(handle) = self.links.next_dirty() {
+            let transmit = self.links.poll_connection(handle, max_datagrams, buf, now);
+            if transmit.is_some() {
+                return transmit;
+            }
+            self.settle(handle, now, None);
+        }
+        None
+    }
+
+    /// When [`Self::handle_timeout`] is due.
+    pub fn poll_timeout(&mut self) -> Option<Instant> {
+        let backoff = self.backoffs.first().map(|&(at, _)| at);
+        [self.links.poll_timeout(), backoff]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<TunnelEvent> {
+        self.events.pop_front()
+    }
+
+    /// Takes out of a connection whatever an input left in it.
+    ///
+    /// Without `keys` a HELLO stays unread: only [`Self::handle_underlay`], which brings every HELLO, has them.
+    fn settle(&mut self, handle: ConnectionHandle, now: Instant, keys: Option<&mut KeyTable>) {
+        while let Some(event) = self.links.poll(handle) {
+            match event {
+                Event::Connected => self.handle_connected(handle, now),
+                Event::ConnectionLost { reason } => self.handle_lost(handle, &reason, now),
+                Event::Stream(StreamEvent::Opened { dir }) => self.handle_stream(handle, dir, now),
+                Event::Stream(
+                    StreamEvent::Available { .. }
+                    | StreamEvent::Finished { .. }
+                    | StreamEvent::Readable { .. }
+                    | StreamEvent::Stopped { .. }
+                    | StreamEvent::Writable { .. },
+                )
+                | Event::DatagramReceived
+                | Event::DatagramsUnblocked
+                | Event::HandshakeDataReady => {}
+            }
+        }
+        self.read_control(handle, now, keys);
+        self.receive(handle, now);
+        self.links.refresh(handle);
+    }
+
+    /// Takes every inner datagram out: quinn drops the oldest when its buffer is full.
+    fn receive(&mut self, handle: ConnectionHandle, now: Instant) {
+        let Some(session) = self.links.session_mut(handle) else {
+            return;
+        };
+        let Some(id) = session.tunnel else { return };
+        let (mut packets, mut bytes) = (0, 0);
+        while self.received_bytes < MAX_RECEIVED
+            && let Some(datagram) = session.receive()
+        {
+            packets += 1;
+            self.received_bytes += datagram.len();
+            bytes += datagram.len().saturating_sub(FRAMING) as u64;
+            session.last_inner = now;
+            self.received.push_back((id, session.flags, datagram));
+        }
+        if let Some(tunnel) = self.tunnels.get_mut(&id) {
+            tunnel.counts.packets_received += packets;
+            tunnel.counts.bytes_received += bytes;
+        }
+    }
+
+    fn current(&self, id: TunnelId) -> Option<ConnectionHandle> {
+        self.tunnels.get(&id)?.current
+    }
+
+    fn event(&mut self, event: TunnelEvent) {
+        if self.events.len() < MAX_EVENTS {
+            self.events.push_back(event);
+        }
+    }
+}

@@ -254,7 +254,11 @@ impl Compiled {
             return pass("the destination is no workload of the mesh");
         };
         EgressDecision::Tunnel {
-            key: TunnelKey { local: local.clone(), peer: peer.clone(), gateway },
+            key: TunnelKey {
+                local: local.clone(),
+                peer: peer.clone(),
+                gateway,
+            },
             why: self.mode_why("a reply to a workload of the mesh"),
         }
     }

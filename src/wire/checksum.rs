@@ -52,7 +52,10 @@ pub fn pseudo_header_of(source: IpAddr, destination: IpAddr, protocol: u8, len: 
         IpAddr::V4(address) => sum(&address.octets()),
         IpAddr::V6(address) => sum(&address.octets()),
     });
-    combine(combine(addresses[0], addresses[1]), pseudo_header(&[], protocol, len))
+    combine(
+        combine(addresses[0], addresses[1]),
+        pseudo_header(&[], protocol, len),
+    )
 }
 
 /// The checksum field after one 16-bit word under it changed: RFC 1624 §3, equation 3.
@@ -87,7 +90,11 @@ pub fn put_complete(segment: &mut [u8], addresses: &[u8], protocol: u8) {
         put_partial(segment, addresses, protocol);
         let checksum = !sum(segment);
         // Zero says "no checksum" in UDP (RFC 768).
-        let checksum = if checksum == 0 && protocol == protocol::UDP { 0xffff } else { checksum };
+        let checksum = if checksum == 0 && protocol == protocol::UDP {
+            0xffff
+        } else {
+            checksum
+        };
         put16(segment, offset, checksum);
     }
 }
@@ -99,7 +106,11 @@ pub fn is_complete(segment: &[u8], addresses: &[u8], protocol: u8) -> bool {
         return false;
     };
     let none = protocol == protocol::UDP && field == 0;
-    !none && combine(pseudo_header(addresses, protocol, segment.len()), sum(segment)) == 0xffff
+    !none
+        && combine(
+            pseudo_header(addresses, protocol, segment.len()),
+            sum(segment),
+        ) == 0xffff
 }
 
 /// Writes the header checksum of an IPv4 header.
@@ -129,7 +140,10 @@ mod tests {
 
     #[test]
     fn the_example_of_rfc_1071_has_its_sum() {
-        assert_eq!(sum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), 0xddf2);
+        assert_eq!(
+            sum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]),
+            0xddf2
+        );
     }
 
     #[test]

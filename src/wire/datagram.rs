@@ -72,7 +72,10 @@ fn packet(packet: &[u8], partial_checksum: bool) -> Result<Datagram<'_>, DropRea
         Some(_) => return Err(DropReason::Malformed),
     }
     match total_len(packet) {
-        Some(len) if len == packet.len() => Ok(Datagram::Packet { packet, partial_checksum }),
+        Some(len) if len == packet.len() => Ok(Datagram::Packet {
+            packet,
+            partial_checksum,
+        }),
         _ => Err(DropReason::LengthMismatch),
     }
 }
@@ -102,7 +105,11 @@ mod tests {
     fn packets_come_with_their_checksum_fact() {
         for (context, partial) in [(PACKET, false), (PARTIAL_CHECKSUM, true)] {
             let bytes = datagram(&[context], &ipv4(28));
-            let Ok(Datagram::Packet { packet, partial_checksum }) = decode(&bytes, PeerFlags::ALL) else {
+            let Ok(Datagram::Packet {
+                packet,
+                partial_checksum,
+            }) = decode(&bytes, PeerFlags::ALL)
+            else {
                 panic!("{bytes:?}");
             };
             assert_eq!((packet, partial_checksum), (&ipv4(28)[..], partial));
@@ -111,7 +118,13 @@ mod tests {
 
     #[test]
     fn a_context_in_a_longer_form_is_the_same() {
-        assert!(decode(&datagram(&[0x40, PARTIAL_CHECKSUM], &ipv4(28)), PeerFlags::ALL).is_ok());
+        assert!(
+            decode(
+                &datagram(&[0x40, PARTIAL_CHECKSUM], &ipv4(28)),
+                PeerFlags::ALL
+            )
+            .is_ok()
+        );
     }
 
     #[test]
@@ -121,37 +134,90 @@ mod tests {
         packet[5] = 4;
         assert!(decode(&datagram(&[PACKET], &packet), NOTHING).is_ok());
         packet.push(0);
-        assert_eq!(refused(&datagram(&[PACKET], &packet), NOTHING), DropReason::LengthMismatch);
+        assert_eq!(
+            refused(&datagram(&[PACKET], &packet), NOTHING),
+            DropReason::LengthMismatch
+        );
     }
 
     #[test]
     fn contexts_that_were_not_agreed_on_are_unknown() {
         let (partial, fragment) = (datagram(&[4], &ipv4(28)), datagram(&[2], &[0, 1, 0x02, 7]));
         assert_eq!(refused(&partial, NOTHING), DropReason::UnknownContext);
-        assert_eq!(refused(&partial, PeerFlags::from_bits(1)), DropReason::UnknownContext);
+        assert_eq!(
+            refused(&partial, PeerFlags::from_bits(1)),
+            DropReason::UnknownContext
+        );
         assert_eq!(refused(&fragment, NOTHING), DropReason::UnknownContext);
-        assert_eq!(refused(&fragment, PeerFlags::from_bits(2)), DropReason::UnknownContext);
+        assert_eq!(
+            refused(&fragment, PeerFlags::from_bits(2)),
+            DropReason::UnknownContext
+        );
         assert!(decode(&fragment, PeerFlags::from_bits(1)).is_ok());
-        for context in [&[1][..], &[3], &[5], &[6], &[0x41, 0x00], &[0xc0, 0, 0, 0, 0, 1, 0, 0]] {
-            assert_eq!(refused(&datagram(context, &ipv4(28)), PeerFlags::ALL), DropReason::UnknownContext);
+        for context in [
+            &[1][..],
+            &[3],
+            &[5],
+            &[6],
+            &[0x41, 0x00],
+            &[0xc0, 0, 0, 0, 0, 1, 0, 0],
+        ] {
+            assert_eq!(
+                refused(&datagram(context, &ipv4(28)), PeerFlags::ALL),
+                DropReason::UnknownContext
+            );
         }
     }
 
     #[test]
     fn what_is_no_datagram_of_ours_is_named() {
-        for bytes in [&[][..], &[0], &[1, 0, 0x45], &[0xff; 40], &[0, 0x40], &[0, PACKET], &[0, PARTIAL_CHECKSUM]] {
-            assert_eq!(refused(bytes, PeerFlags::ALL), DropReason::BadDatagram, "{bytes:?}");
+        for bytes in [
+            &[][..],
+            &[0],
+            &[1, 0, 0x45],
+            &[0xff; 40],
+            &[0, 0x40],
+            &[0, PACKET],
+            &[0, PARTIAL_CHECKSUM],
+        ] {
+            assert_eq!(
+                refused(bytes, PeerFlags::ALL),
+                DropReason::BadDatagram,
+                "{bytes:?}"
+            );
         }
         for first in [0x00, 0x15, 0x35, 0x55, 0x75, 0xf0] {
             let mut packet = ipv4(28);
             packet[0] = first;
-            assert_eq!(refused(&datagram(&[PACKET], &packet), PeerFlags::ALL), DropReason::Malformed);
+            assert_eq!(
+                refused(&datagram(&[PACKET], &packet), PeerFlags::ALL),
+                DropReason::Malformed
+            );
         }
-        for packet in [&ipv4(28)[..27], &ipv4(28)[..1], &ipv4(19), &[ipv4(28), vec![0]].concat()] {
-            assert_eq!(refused(&datagram(&[PACKET], packet), PeerFlags::ALL), DropReason::LengthMismatch);
+        for packet in [
+            &ipv4(28)[..27],
+            &ipv4(28)[..1],
+            &ipv4(19),
+            &[ipv4(28), vec![0]].concat(),
+        ] {
+            assert_eq!(
+                refused(&datagram(&[PACKET], packet), PeerFlags::ALL),
+                DropReason::LengthMismatch
+            );
         }
-        for rest in [&[][..], &[0, 1], &[0, 1, 0x02], &[0, 1, 0x01, 9], &[0, 1, 0x22, 9], &[0, 1, 0x00, 9]] {
-            assert_eq!(refused(&datagram(&[FRAGMENT], rest), PeerFlags::ALL), DropReason::BadFragment, "{rest:?}");
+        for rest in [
+            &[][..],
+            &[0, 1],
+            &[0, 1, 0x02],
+            &[0, 1, 0x01, 9],
+            &[0, 1, 0x22, 9],
+            &[0, 1, 0x00, 9],
+        ] {
+            assert_eq!(
+                refused(&datagram(&[FRAGMENT], rest), PeerFlags::ALL),
+                DropReason::BadFragment,
+                "{rest:?}"
+            );
         }
     }
 

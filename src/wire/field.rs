@@ -3,13 +3,19 @@
 /// The 16-bit field at `offset`, or `None` past the end.
 #[inline]
 pub(crate) fn get16(bytes: &[u8], offset: usize) -> Option<u16> {
-    bytes.get(offset..)?.first_chunk().map(|field| u16::from_be_bytes(*field))
+    bytes
+        .get(offset..)?
+        .first_chunk()
+        .map(|field| u16::from_be_bytes(*field))
 }
 
 /// The 32-bit field at `offset`, or `None` past the end.
 #[inline]
 pub(crate) fn get32(bytes: &[u8], offset: usize) -> Option<u32> {
-    bytes.get(offset..)?.first_chunk().map(|field| u32::from_be_bytes(*field))
+    bytes
+        .get(offset..)?
+        .first_chunk()
+        .map(|field| u32::from_be_bytes(*field))
 }
 
 /// Writes the 16-bit field at `offset`; nothing is written past the end.

@@ -50,9 +50,18 @@ impl<'a> Fragment<'a> {
         match bytes {
             &[high, low, place, ref bytes @ ..] => {
                 let (index, count) = (place >> 4, place & 0x0f);
-                let is_possible = (MIN_FRAGMENTS..=MAX_FRAGMENTS).contains(&count) && index < count && !bytes.is_empty();
+                let is_possible = (MIN_FRAGMENTS..=MAX_FRAGMENTS).contains(&count)
+                    && index < count
+                    && !bytes.is_empty();
                 let id = u16::from_be_bytes([high, low]);
-                is_possible.then_some(Self { id, index, count, bytes }).ok_or(DropReason::BadFragment)
+                is_possible
+                    .then_some(Self {
+                        id,
+                        index,
+                        count,
+                        bytes,
+                    })
+                    .ok_or(DropReason::BadFragment)
             }
             _ => Err(DropReason::BadFragment),
         }
@@ -90,13 +99,20 @@ impl Reassembler {
     /// # Errors
     /// [`DropReason::BadFragment`] when the piece is there already, disagrees about their number or makes the packet too
     /// long: the packet is dropped. [`DropReason::FragmentTimeout`] when there is no space.
-    pub fn push(&mut self, fragment: Fragment<'_>, now: Instant) -> Result<Option<Vec<u8>>, DropReason> {
+    pub fn push(
+        &mut self,
+        fragment: Fragment<'_>,
+        now: Instant,
+    ) -> Result<Option<Vec<u8>>, DropReason> {
         self.forget_old(now);
         let len = fragment.bytes.len();
         if len > MAX_BYTES {
             return Err(DropReason::BadFragment);
         }
-        let at = self.packets.iter().rposition(|packet| packet.id == fragment.id);
+        let at = self
+            .packets
+            .iter()
+            .rposition(|packet| packet.id == fragment.id);
         let mut packet = match at.and_then(|at| self.packets.remove(at)) {
             Some(packet) => packet,
             None => Incomplete::new(&fragment, now),
@@ -104,10 +120,20 @@ impl Reassembler {
         self.bytes -= packet.bytes;
         packet.take(&fragment)?;
         if packet.pieces.iter().all(Option::is_some) {
-            return Ok(Some(packet.pieces.into_iter().flatten().collect::<Vec<_>>().concat()));
+            return Ok(Some(
+                packet
+                    .pieces
+                    .into_iter()
+                    .flatten()
+                    .collect::<Vec<_>>()
+                    .concat(),
+            ));
         }
         while self.packets.len() >= MAX_PACKETS || self.bytes + packet.bytes > MAX_BYTES {
-            let oldest = self.packets.pop_front().ok_or(DropReason::FragmentTimeout)?;
+            let oldest = self
+                .packets
+                .pop_front()
+                .ok_or(DropReason::FragmentTimeout)?;
             self.bytes -= oldest.bytes;
             self.given_up += 1;
         }
@@ -143,12 +169,20 @@ impl Reassembler {
 impl Incomplete {
     fn new(fragment: &Fragment<'_>, now: Instant) -> Self {
         let pieces = (0..fragment.count).map(|_| None).collect();
-        Self { id: fragment.id, since: now, bytes: 0, pieces }
+        Self {
+            id: fragment.id,
+            since: now,
+            bytes: 0,
+            pieces,
+        }
     }
 
     fn take(&mut self, fragment: &Fragment<'_>) -> Result<(), DropReason> {
         let agrees = self.pieces.len() == usize::from(fragment.count);
-        let place = self.pieces.get_mut(usize::from(fragment.index)).ok_or(DropReason::BadFragment)?;
+        let place = self
+            .pieces
+            .get_mut(usize::from(fragment.index))
+            .ok_or(DropReason::BadFragment)?;
         let bytes = self.bytes + fragment.bytes.len();
         if !agrees || place.is_some() || bytes > MAX_PACKET {
             return Err(DropReason::BadFragment);

@@ -8,7 +8,10 @@ use std::net::IpAddr;
 use crate::wire::{
     checksum,
     field::{get32, put16, put32},
-    packet::{ICMP_HEADER, IPV4_HEADER, IPV6_HEADER, Packet, TCP_HEADER, TcpFlags, address_bytes, put_ip_len},
+    packet::{
+        ICMP_HEADER, IPV4_HEADER, IPV6_HEADER, Packet, TCP_HEADER, TcpFlags, address_bytes,
+        put_ip_len,
+    },
     protocol,
 };
 
@@ -32,8 +35,13 @@ pub fn reset(packet: &Packet<'_>) -> Option<Vec<u8>> {
         // What the whole segment took of sequence space cannot be told from a fragment of it.
         packet.fragment().is_none().then_some(())?;
         let payload = packet.bytes().len().checked_sub(packet.payload_offset())?;
-        let taken = u32::try_from(payload).ok()? + u32::from(flags.is_syn()) + u32::from(flags.is_fin());
-        (0, get32(segment, 4)?.wrapping_add(taken), TcpFlags::RST | TcpFlags::ACK)
+        let taken =
+            u32::try_from(payload).ok()? + u32::from(flags.is_syn()) + u32::from(flags.is_fin());
+        (
+            0,
+            get32(segment, 4)?.wrapping_add(taken),
+            TcpFlags::RST | TcpFlags::ACK,
+        )
     };
     let tuple = packet.five_tuple();
     let mut tcp = [0; TCP_HEADER];
@@ -69,15 +77,25 @@ pub fn too_big(packet: &Packet<'_>, mtu: u16) -> Option<Vec<u8>> {
 
 /// `kinds`: type and code in ICMP and in ICMPv6.
 fn error(packet: &Packet<'_>, kinds: [(u8, u8); 2], word: u32) -> Option<Vec<u8>> {
-    let is_first = packet.fragment().is_none_or(|fragment| fragment.offset == 0);
+    let is_first = packet
+        .fragment()
+        .is_none_or(|fragment| fragment.offset == 0);
     if packet.is_icmp_error() || !is_first || !is_between_hosts(packet) {
         return None;
     }
     let [icmpv4, icmpv6] = kinds;
     let (protocol, (kind, code), room) = if packet.is_ipv6() {
-        (protocol::ICMPV6, icmpv6, MAX_ICMPV6 - IPV6_HEADER - ICMP_HEADER)
+        (
+            protocol::ICMPV6,
+            icmpv6,
+            MAX_ICMPV6 - IPV6_HEADER - ICMP_HEADER,
+        )
     } else {
-        (protocol::ICMP, icmpv4, MAX_ICMPV4 - IPV4_HEADER - ICMP_HEADER)
+        (
+            protocol::ICMP,
+            icmpv4,
+            MAX_ICMPV4 - IPV4_HEADER - ICMP_HEADER,
+        )
     };
     let quote = packet.bytes().get(..room).unwrap_or(packet.bytes());
     let mut header = [kind, code, 0, 0, 0, 0, 0, 0];
@@ -97,13 +115,15 @@ fn error(packet: &Packet<'_>, kinds: [(u8, u8); 2], word: u32) -> Option<Vec<u8>
 
 /// Tells whether source and destination are one host each, as far as the addresses say.
 fn is_between_hosts(packet: &Packet<'_>) -> bool {
-    [packet.source(), packet.destination()].into_iter().all(|address| match address {
-        IpAddr::V4(address) => {
-            let [first, ..] = address.octets();
-            first != 0 && !address.is_multicast() && !address.is_broadcast()
-        }
-        IpAddr::V6(address) => !address.is_unspecified() && !address.is_multicast(),
-    })
+    [packet.source(), packet.destination()]
+        .into_iter()
+        .all(|address| match address {
+            IpAddr::V4(address) => {
+                let [first, ..] = address.octets();
+                first != 0 && !address.is_multicast() && !address.is_broadcast()
+            }
+            IpAddr::V6(address) => !address.is_unspecified() && !address.is_multicast(),
+        })
 }
 
 /// An IP packet from the packet's destination to its source.

@@ -121,7 +121,10 @@ impl IpFragments {
 
     /// When the oldest packet is to be forgotten.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.packets.values().map(|tracked| tracked.since + WAIT).min()
+        self.packets
+            .values()
+            .map(|tracked| tracked.since + WAIT)
+            .min()
     }
 
     fn hold(&mut self, key: Key, bytes: &[u8]) -> FragmentVerdict {
@@ -140,7 +143,11 @@ impl IpFragments {
         if self.packets.len() < MAX_PACKETS || self.packets.contains_key(key) {
             return;
         }
-        let oldest = self.packets.iter().min_by_key(|(_, tracked)| tracked.since).map(|(key, _)| *key);
+        let oldest = self
+            .packets
+            .iter()
+            .min_by_key(|(_, tracked)| tracked.since)
+            .map(|(key, _)| *key);
         if let Some(oldest) = oldest {
             self.drop_held(oldest);
             self.packets.remove(&oldest);
@@ -156,7 +163,12 @@ impl IpFragments {
     }
 
     fn forget_old(&mut self, now: Instant) {
-        let Self { packets, held_bytes, given_up, .. } = self;
+        let Self {
+            packets,
+            held_bytes,
+            given_up,
+            ..
+        } = self;
         packets.retain(|_, tracked| {
             let stays = tracked.since + WAIT > now;
             if !stays {
@@ -170,13 +182,23 @@ impl IpFragments {
 
 impl Tracked {
     const fn new(since: Instant) -> Self {
-        Self { since, tuple: None, end: None, ranges: Vec::new(), held: Vec::new(), overlaps: false }
+        Self {
+            since,
+            tuple: None,
+            end: None,
+            ranges: Vec::new(),
+            held: Vec::new(),
+            overlaps: false,
+        }
     }
 
     /// Takes a range unless it touches another, reaches beyond the end, or the packet had such a one.
     fn take(&mut self, from: usize, to: usize, more: bool) -> bool {
         let is_last = !more;
-        let touches = self.ranges.iter().any(|&(other_from, other_to)| from < other_to && other_from < to);
+        let touches = self
+            .ranges
+            .iter()
+            .any(|&(other_from, other_to)| from < other_to && other_from < to);
         let beyond = self.end.is_some_and(|end| to > end || is_last)
             || (is_last && self.ranges.iter().any(|&(_, other)| other > to));
         if self.overlaps || touches || beyond || from == to || self.ranges.len() >= MAX_FRAGMENTS {
@@ -191,7 +213,11 @@ impl Tracked {
 
     /// Ranges do not overlap, so the packet is whole when they add up to its end.
     fn is_whole(&self) -> bool {
-        let sum = self.ranges.iter().map(|(from, to)| to - from).sum::<usize>();
+        let sum = self
+            .ranges
+            .iter()
+            .map(|(from, to)| to - from)
+            .sum::<usize>();
         self.held.is_empty() && self.end == Some(sum)
     }
 }

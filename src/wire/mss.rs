@@ -19,16 +19,30 @@ const CHECKSUM: usize = 16;
 /// pseudo-header, which the option is not part of: it stays. Anything else, an option that is low enough included, is
 /// untouched.
 pub fn clamp_mss(packet: &mut [u8], inner: usize, partial_checksum: bool) {
-    let Some((at, tcp, target)) = find(packet, inner) else { return };
-    let Some(before) = get16(packet, at).filter(|mss| *mss > target) else { return };
+    let Some((at, tcp, target)) = find(packet, inner) else {
+        return;
+    };
+    let Some(before) = get16(packet, at).filter(|mss| *mss > target) else {
+        return;
+    };
     put16(packet, at, target);
     if partial_checksum {
         return;
     }
     // At an odd distance the bytes of the option belong to two words of the sum.
-    let swap = |word: u16| if (at - tcp).is_multiple_of(2) { word } else { word.swap_bytes() };
+    let swap = |word: u16| {
+        if (at - tcp).is_multiple_of(2) {
+            word
+        } else {
+            word.swap_bytes()
+        }
+    };
     if let Some(field) = get16(packet, tcp + CHECKSUM) {
-        put16(packet, tcp + CHECKSUM, checksum::update(field, swap(before), swap(target)));
+        put16(
+            packet,
+            tcp + CHECKSUM,
+            checksum::update(field, swap(before), swap(target)),
+        );
     }
 }
 
@@ -38,8 +52,14 @@ fn find(bytes: &[u8], inner: usize) -> Option<(usize, usize, u16)> {
     if !packet.tcp_flags()?.is_syn() {
         return None;
     }
-    let ip_header = if packet.is_ipv6() { IPV6_HEADER } else { IPV4_HEADER };
-    let target = inner.checked_sub(ip_header + TCP_HEADER).filter(|target| *target > 0)?;
+    let ip_header = if packet.is_ipv6() {
+        IPV6_HEADER
+    } else {
+        IPV4_HEADER
+    };
+    let target = inner
+        .checked_sub(ip_header + TCP_HEADER)
+        .filter(|target| *target > 0)?;
     let target = u16::try_from(target).ok()?;
     let mut at = packet.transport_offset() + TCP_HEADER;
     let options = bytes.get(..packet.payload_offset())?;
@@ -47,7 +67,9 @@ fn find(bytes: &[u8], inner: usize) -> Option<(usize, usize, u16)> {
         match options.get(at..)? {
             [] | [END, ..] => return None,
             [NO_OPERATION, ..] => at += 1,
-            [MAXIMUM_SEGMENT_SIZE, 4, _, _, ..] => return Some((at + 2, packet.transport_offset(), target)),
+            [MAXIMUM_SEGMENT_SIZE, 4, _, _, ..] => {
+                return Some((at + 2, packet.transport_offset(), target));
+            }
             [_, len, ..] if *len >= 2 => at += usize::from(*len),
             [_, ..] => return None,
         }

@@ -136,8 +136,17 @@ impl<'a> Packet<'a> {
         if total_len(bytes)? != bytes.len() {
             return None;
         }
-        let network = if is_ipv6 { extension::walk(bytes)? } else { ipv4(bytes)? };
-        let Network { transport, protocol, dont_fragment, fragment } = network;
+        let network = if is_ipv6 {
+            extension::walk(bytes)?
+        } else {
+            ipv4(bytes)?
+        };
+        let Network {
+            transport,
+            protocol,
+            dont_fragment,
+            fragment,
+        } = network;
         let segment = bytes.get(transport..)?;
         let mut packet = Self {
             bytes,
@@ -220,7 +229,13 @@ impl<'a> Packet<'a> {
     pub fn five_tuple(&self) -> FiveTuple {
         let (source, destination) = addresses_of(self.bytes);
         let [source_port, destination_port] = self.ports;
-        FiveTuple { protocol: self.protocol, source, source_port, destination, destination_port }
+        FiveTuple {
+            protocol: self.protocol,
+            source,
+            source_port,
+            destination,
+            destination_port,
+        }
     }
 
     /// `None` unless the packet is a fragment (offset is not 0, or others follow).
@@ -293,7 +308,9 @@ impl<'a> Packet<'a> {
 pub(crate) fn total_len(bytes: &[u8]) -> Option<usize> {
     match version(bytes)? {
         4 if bytes.len() >= IPV4_HEADER => get16(bytes, 2).map(usize::from),
-        6 if bytes.len() >= IPV6_HEADER => get16(bytes, 4).map(|len| IPV6_HEADER + usize::from(len)),
+        6 if bytes.len() >= IPV6_HEADER => {
+            get16(bytes, 4).map(|len| IPV6_HEADER + usize::from(len))
+        }
         _ => None,
     }
 }
@@ -305,7 +322,11 @@ pub(crate) fn version(bytes: &[u8]) -> Option<u8> {
 
 /// Source and destination address of a packet whose IP header is whole, as they stand there.
 pub(crate) fn address_bytes(packet: &[u8]) -> &[u8] {
-    let range = if version(packet) == Some(6) { 8..IPV6_HEADER } else { 12..IPV4_HEADER };
+    let range = if version(packet) == Some(6) {
+        8..IPV6_HEADER
+    } else {
+        12..IPV4_HEADER
+    };
     packet.get(range).unwrap_or_default()
 }
 
@@ -314,11 +335,17 @@ pub(crate) fn address_bytes(packet: &[u8]) -> &[u8] {
 pub(crate) fn put_ip_len(packet: &mut [u8]) -> usize {
     let len = packet.len();
     if version(packet) == Some(6) {
-        put16(packet, 4, u16::try_from(len.saturating_sub(IPV6_HEADER)).unwrap_or_default());
+        put16(
+            packet,
+            4,
+            u16::try_from(len.saturating_sub(IPV6_HEADER)).unwrap_or_default(),
+        );
         return IPV6_HEADER;
     }
     put16(packet, 2, u16::try_from(len).unwrap_or_default());
-    let header = packet.first().map_or(0, |first| usize::from(first & 0x0f) * 4);
+    let header = packet
+        .first()
+        .map_or(0, |first| usize::from(first & 0x0f) * 4);
     if let Some(ip) = packet.get_mut(..header) {
         checksum::put_ipv4_header(ip);
     }
@@ -384,7 +411,11 @@ fn quoted(quote: &[u8], expected: u8) -> Option<FiveTuple> {
         return None;
     }
     total_len(quote)?;
-    let network = if expected == 6 { extension::walk(quote)? } else { ipv4(quote)? };
+    let network = if expected == 6 {
+        extension::walk(quote)?
+    } else {
+        ipv4(quote)?
+    };
     let is_first = network.fragment.is_none_or(|fragment| fragment.offset == 0);
     let ports = if is_first && protocol::has_ports(network.protocol) {
         get32(quote, network.transport)?

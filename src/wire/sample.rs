@@ -1,8 +1,6 @@
 //! Packets for tests, and what smoltcp says of them.
 
-use smoltcp::wire::{
-    IpProtocol, IpVersion, Ipv4Packet, Ipv6Packet, TcpPacket, UdpPacket,
-};
+use smoltcp::wire::{IpProtocol, IpVersion, Ipv4Packet, Ipv6Packet, TcpPacket, UdpPacket};
 
 use crate::wire::{
     checksum,
@@ -18,7 +16,9 @@ pub(crate) fn ip(is_ipv6: bool, protocol: u8, payload: &[u8]) -> Vec<u8> {
         packet.extend([address(1), address(2)].concat());
         packet
     } else {
-        vec![0x45, 0, 0, 0, 0, 7, 0x40, 0, 63, protocol, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]
+        vec![
+            0x45, 0, 0, 0, 0, 7, 0x40, 0, 63, protocol, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
+        ]
     };
     packet.extend_from_slice(payload);
     put_ip_len(&mut packet);
@@ -100,16 +100,30 @@ pub(crate) fn assert_checksums(packet: &[u8]) {
             let ip = Ipv4Packet::new_checked(packet).unwrap();
             assert!(ip.verify_checksum());
             assert_eq!(usize::from(ip.total_len()), packet.len());
-            (ip.src_addr().into(), ip.dst_addr().into(), ip.next_header(), ip.payload())
+            (
+                ip.src_addr().into(),
+                ip.dst_addr().into(),
+                ip.next_header(),
+                ip.payload(),
+            )
         }
         IpVersion::Ipv6 => {
             let ip = Ipv6Packet::new_checked(packet).unwrap();
             assert_eq!(ip.total_len(), packet.len());
-            (ip.src_addr().into(), ip.dst_addr().into(), ip.next_header(), ip.payload())
+            (
+                ip.src_addr().into(),
+                ip.dst_addr().into(),
+                ip.next_header(),
+                ip.payload(),
+            )
         }
     };
     match protocol {
-        IpProtocol::Tcp => assert!(TcpPacket::new_checked(payload).unwrap().verify_checksum(&source, &destination)),
+        IpProtocol::Tcp => assert!(
+            TcpPacket::new_checked(payload)
+                .unwrap()
+                .verify_checksum(&source, &destination)
+        ),
         IpProtocol::Udp => {
             let udp = UdpPacket::new_checked(payload).unwrap();
             assert!(udp.verify_checksum(&source, &destination));

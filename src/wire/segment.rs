@@ -74,7 +74,8 @@ impl DatagramBatch {
     /// Takes back every datagram after the first `count`.
     fn truncate(&mut self, count: usize) {
         self.ends.truncate(count);
-        self.buffer.truncate(self.ends.last().copied().unwrap_or_default());
+        self.buffer
+            .truncate(self.ends.last().copied().unwrap_or_default());
     }
 }
 

@@ -26,7 +26,9 @@ pub fn encode(value: u64, out: &mut Vec<u8>) {
 pub fn decode(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let (&first, _) = bytes.split_first()?;
     let (field, rest) = bytes.split_at_checked(1 << (first >> 6))?;
-    let value = field.iter().fold(0, |value, &byte| (value << 8) | u64::from(byte));
+    let value = field
+        .iter()
+        .fold(0, |value, &byte| (value << 8) | u64::from(byte));
     Some((value & (MAX >> (62 - (8 * field.len() - 2))), rest))
 }
 
@@ -39,7 +41,10 @@ mod tests {
     #[test]
     fn the_examples_of_rfc_9000_appendix_a_1_decode() {
         let examples: [(&[u8], u64); 5] = [
-            (&[0xc2, 0x19, 0x7c, 0x5e, 0xff, 0x14, 0xe8, 0x8c], 151_288_809_941_952_652),
+            (
+                &[0xc2, 0x19, 0x7c, 0x5e, 0xff, 0x14, 0xe8, 0x8c],
+                151_288_809_941_952_652,
+            ),
             (&[0x9d, 0x7f, 0x3e, 0x7d], 494_878_333),
             (&[0x7b, 0xbd], 15_293),
             (&[0x25], 37),

@@ -114,7 +114,9 @@ impl<'a> SuperPacket<'a> {
     /// # Errors
     /// When the header does not fit the packet.
     pub fn decode(frame: &'a [u8]) -> Result<Self, VirtioError> {
-        let (header, bytes) = frame.split_first_chunk::<VIRTIO_HEADER_LEN>().ok_or(VirtioError::Truncated)?;
+        let (header, bytes) = frame
+            .split_first_chunk::<VIRTIO_HEADER_LEN>()
+            .ok_or(VirtioError::Truncated)?;
         let packet = Packet::new_checked(bytes).map_err(VirtioError::Packet)?;
         let &[flags, gso_type, h0, h1, s0, s1, c0, c1, o0, o1] = header;
         let field = |low, high| u16::from_le_bytes([low, high]);
@@ -123,7 +125,10 @@ impl<'a> SuperPacket<'a> {
         }
         let partial_checksum = flags & NEEDS_CSUM != 0;
         if partial_checksum {
-            let expected = packet.can_offload().then(|| checksum::field_offset(packet.protocol())).flatten();
+            let expected = packet
+                .can_offload()
+                .then(|| checksum::field_offset(packet.protocol()))
+                .flatten();
             let is_at = usize::from(field(c0, c1)) == packet.transport_offset();
             if !is_at || expected != Some(usize::from(field(o0, o1))) {
                 return Err(VirtioError::Checksum);
@@ -133,7 +138,11 @@ impl<'a> SuperPacket<'a> {
             GSO_NONE => None,
             kind => Some(check_gso(&packet, kind, field(s0, s1))?),
         };
-        Ok(Self { bytes, partial_checksum, gso })
+        Ok(Self {
+            bytes,
+            partial_checksum,
+            gso,
+        })
     }
 }
 
@@ -146,7 +155,9 @@ fn check_gso(packet: &Packet<'_>, gso_type: u8, size: u16) -> Result<Gso, Virtio
     let kind = GsoKind::from_type(gso_type).filter(|kind| GsoKind::of(packet) == Some(*kind));
     let payload = packet.bytes().len().saturating_sub(packet.payload_offset());
     match kind {
-        Some(kind) if size > 0 && payload.div_ceil(usize::from(size)) <= MAX_SEGMENTS => Ok(Gso { kind, size }),
+        Some(kind) if size > 0 && payload.div_ceil(usize::from(size)) <= MAX_SEGMENTS => {
+            Ok(Gso { kind, size })
+        }
         _ => Err(VirtioError::Gso),
     }
 }
@@ -157,12 +168,17 @@ pub const PLAIN_HEADER: [u8; VIRTIO_HEADER_LEN] = [0; VIRTIO_HEADER_LEN];
 /// The header of `packet` whose checksum field holds the pseudo-header sum: NEEDS_CSUM and, with `gso`, segmentation.
 /// Packets that have no checksum to offload get [`PLAIN_HEADER`].
 pub fn offload_header(packet: &Packet<'_>, gso: Option<Gso>) -> [u8; VIRTIO_HEADER_LEN] {
-    let offset = packet.can_offload().then(|| checksum::field_offset(packet.protocol())).flatten();
+    let offset = packet
+        .can_offload()
+        .then(|| checksum::field_offset(packet.protocol()))
+        .flatten();
     let Some(offset) = offset.and_then(|offset| u16::try_from(offset).ok()) else {
         return PLAIN_HEADER;
     };
-    let (Ok(start), Ok(headers)) = (u16::try_from(packet.transport_offset()), u16::try_from(packet.payload_offset()))
-    else {
+    let (Ok(start), Ok(headers)) = (
+        u16::try_from(packet.transport_offset()),
+        u16::try_from(packet.payload_offset()),
+    ) else {
         return PLAIN_HEADER;
     };
     let (gso_type, size) = gso.map_or((GSO_NONE, 0), |gso| (gso.kind.to_type(), gso.size));

@@ -256,14 +256,19 @@ impl Decider {
         };
         let (only, accepted) = self.accepted(decided, endpoint);
         let peer = match &endpoint.identity {
-            Some(identity) => accepted.contains(identity.as_str()).then(|| identity.clone()),
+            Some(identity) => accepted
+                .contains(identity.as_str())
+                .then(|| identity.clone()),
             None => only,
         };
         let is_empty = accepted.is_empty();
         decided.accepted = accepted;
         let Some(peer) = peer else {
             let (reason, text) = match &endpoint.identity {
-                _ if is_empty => (DropReason::NoAuthorizedIdentity, "no identity may answer for the destination"),
+                _ if is_empty => (
+                    DropReason::NoAuthorizedIdentity,
+                    "no identity may answer for the destination",
+                ),
                 Some(_) => (
                     DropReason::IdentityNotAccepted,
                     "the identity of the endpoint is not among those that may answer",
@@ -275,7 +280,10 @@ impl Decider {
             };
             return decided.refuse(reason, text);
         };
-        decided.verdict = Verdict::Tunnel { peer, gateway: endpoint.gateway };
+        decided.verdict = Verdict::Tunnel {
+            peer,
+            gateway: endpoint.gateway,
+        };
         decided.text = if decided.intent == Intent::IstioMutual {
             "a DestinationRule demands mutual TLS"
         } else {
@@ -290,14 +298,19 @@ impl Decider {
         decided: &Decided<'_>,
         endpoint: &RegisteredWorkload,
     ) -> (Option<SpiffeId>, BTreeSet<String>) {
-        let given = decided.choice.and_then(|choice| choice.tls?.subject_alt_names.as_ref());
+        let given = decided
+            .choice
+            .and_then(|choice| choice.tls?.subject_alt_names.as_ref());
         if let Some(names) = given {
             let accepted = names.iter().map(|name| name.to_string()).collect();
             return (sole(names.iter().map(|name| &**name)), accepted);
         }
         let registered = naming::registered(decided.service, endpoint);
         let only = sole(registered.iter().copied());
-        (only, naming::expand(registered, &self.mesh.trust_domain_aliases))
+        (
+            only,
+            naming::expand(registered, &self.mesh.trust_domain_aliases),
+        )
     }
 }
 

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use super::{
-    Capsule, CapsuleError, DRAIN, FLOW_REFUSED, FlowRefused, FlowRefusedCode, HELLO, Hello, MAX_REASON, PeerFlags, READY,
-    REFUSED, RefusedCode, VERSION,
+    Capsule, CapsuleError, DRAIN, FLOW_REFUSED, FlowRefused, FlowRefusedCode, HELLO, Hello,
+    MAX_REASON, PeerFlags, READY, REFUSED, RefusedCode, VERSION,
 };
 use crate::{
     spiffe::SpiffeId,
@@ -17,15 +17,27 @@ use crate::{
 pub(super) fn decode(kind: u64, value: &[u8]) -> Result<Capsule, CapsuleError> {
     let mut fields = Fields { kind, rest: value };
     let capsule = match kind {
-        DRAIN => Capsule::Drain { reason: fields.reason()? },
+        DRAIN => Capsule::Drain {
+            reason: fields.reason()?,
+        },
         FLOW_REFUSED => Capsule::FlowRefused(fields.flow_refused()?),
         HELLO => Capsule::Hello(fields.hello()?),
-        READY => Capsule::Ready { version: fields.varint()?, flags: PeerFlags::from_bits(fields.varint()?) },
-        REFUSED => Capsule::Refused { code: RefusedCode::from_code(fields.varint()?), reason: fields.reason()? },
+        READY => Capsule::Ready {
+            version: fields.varint()?,
+            flags: PeerFlags::from_bits(fields.varint()?),
+        },
+        REFUSED => Capsule::Refused {
+            code: RefusedCode::from_code(fields.varint()?),
+            reason: fields.reason()?,
+        },
         _ => return Ok(Capsule::Unknown { kind }),
     };
     match &capsule {
-        Capsule::Hello(Hello { version, .. }) | Capsule::Ready { version, .. } if *version != VERSION => Ok(capsule),
+        Capsule::Hello(Hello { version, .. }) | Capsule::Ready { version, .. }
+            if *version != VERSION =>
+        {
+            Ok(capsule)
+        }
         _ if fields.rest.is_empty() => Ok(capsule),
         _ => Err(CapsuleError::Trailing { kind }),
     }
@@ -48,13 +60,18 @@ impl<'a> Fields<'a> {
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], CapsuleError> {
-        let (field, rest) = self.rest.split_first_chunk().ok_or_else(|| self.truncated())?;
+        let (field, rest) = self
+            .rest
+            .split_first_chunk()
+            .ok_or_else(|| self.truncated())?;
         self.rest = rest;
         Ok(*field)
     }
 
     fn text(&mut self, len: u64) -> Result<&'a str, CapsuleError> {
-        let split = usize::try_from(len).ok().and_then(|len| self.rest.split_at_checked(len));
+        let split = usize::try_from(len)
+            .ok()
+            .and_then(|len| self.rest.split_at_checked(len));
         let (field, rest) = split.ok_or_else(|| self.truncated())?;
         self.rest = rest;
         str::from_utf8(field).map_err(|_| CapsuleError::Text)
@@ -86,13 +103,32 @@ impl<'a> Fields<'a> {
         let code = FlowRefusedCode::from_code(self.varint()?);
         let [version, protocol] = self.array()?;
         let [source, destination] = match version {
-            4 => [IpAddr::from(self.array::<4>()?), IpAddr::from(self.array::<4>()?)],
-            6 => [IpAddr::from(self.array::<16>()?), IpAddr::from(self.array::<16>()?)],
+            4 => [
+                IpAddr::from(self.array::<4>()?),
+                IpAddr::from(self.array::<4>()?),
+            ],
+            6 => [
+                IpAddr::from(self.array::<16>()?),
+                IpAddr::from(self.array::<16>()?),
+            ],
             version => return Err(CapsuleError::AddressVersion { version }),
         };
-        let (source_port, destination_port) = (u16::from_be_bytes(self.array()?), u16::from_be_bytes(self.array()?));
-        let tuple = FiveTuple { protocol, source, source_port, destination, destination_port };
-        Ok(FlowRefused { code, tuple, reason: self.reason()? })
+        let (source_port, destination_port) = (
+            u16::from_be_bytes(self.array()?),
+            u16::from_be_bytes(self.array()?),
+        );
+        let tuple = FiveTuple {
+            protocol,
+            source,
+            source_port,
+            destination,
+            destination_port,
+        };
+        Ok(FlowRefused {
+            code,
+            tuple,
+            reason: self.reason()?,
+        })
     }
 }
 
@@ -102,5 +138,13 @@ fn printable(text: &str) -> String {
         !char.is_control()
             && !matches!(char, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
     };
-    text.chars().map(|char| if is_safe(char) { char } else { char::REPLACEMENT_CHARACTER }).collect()
+    text.chars()
+        .map(|char| {
+            if is_safe(char) {
+                char
+            } else {
+                char::REPLACEMENT_CHARACTER
+            }
+        })
+        .collect()
 }

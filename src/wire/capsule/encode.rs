@@ -71,7 +71,9 @@ fn put_flow_refused(refused: &FlowRefused, out: &mut Vec<u8>) {
 }
 
 fn put_reason(reason: &str, out: &mut Vec<u8>) {
-    let reason = reason.get(..reason.floor_char_boundary(MAX_REASON)).unwrap_or_default();
+    let reason = reason
+        .get(..reason.floor_char_boundary(MAX_REASON))
+        .unwrap_or_default();
     put_bytes(reason.as_bytes(), out);
 }
 

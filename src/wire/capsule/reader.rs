@@ -49,13 +49,19 @@ impl CapsuleReader {
 
     fn next(&mut self) -> Result<Option<Capsule>, CapsuleError> {
         let unread = self.buffer.get(self.read..).unwrap_or_default();
-        let Some((kind, rest)) = varint::decode(unread) else { return Ok(None) };
-        let Some((len, rest)) = varint::decode(rest) else { return Ok(None) };
+        let Some((kind, rest)) = varint::decode(unread) else {
+            return Ok(None);
+        };
+        let Some((len, rest)) = varint::decode(rest) else {
+            return Ok(None);
+        };
         let value_len = match usize::try_from(len) {
             Ok(value_len) if value_len <= MAX_VALUE => value_len,
             _ => return Err(CapsuleError::ValueTooLong { kind, len }),
         };
-        let Some((value, rest)) = rest.split_at_checked(value_len) else { return Ok(None) };
+        let Some((value, rest)) = rest.split_at_checked(value_len) else {
+            return Ok(None);
+        };
         let capsule = decode(kind, value)?;
         self.read = self.buffer.len() - rest.len();
         Ok(Some(capsule))

@@ -26,10 +26,19 @@ pub(super) fn walk(bytes: &[u8]) -> Option<Network> {
         let len = match protocol {
             HOP_BY_HOP if count > 0 => return None,
             FRAGMENT if has_fragment_header => return None,
-            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => 8 * (usize::from(*bytes.get(at + 1)?) + 1),
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => {
+                8 * (usize::from(*bytes.get(at + 1)?) + 1)
+            }
             AUTHENTICATION => 4 * (usize::from(*bytes.get(at + 1)?) + 2),
             FRAGMENT => 8,
-            _ => return Some(Network { transport: at, protocol, dont_fragment: true, fragment }),
+            _ => {
+                return Some(Network {
+                    transport: at,
+                    protocol,
+                    dont_fragment: true,
+                    fragment,
+                });
+            }
         };
         let header = bytes.get(at..)?.get(..len)?;
         match protocol {
@@ -44,7 +53,12 @@ pub(super) fn walk(bytes: &[u8]) -> Option<Network> {
         protocol = *header.first()?;
         at += len;
         if fragment.is_some_and(|fragment| fragment.offset > 0) {
-            return Some(Network { transport: at, protocol, dont_fragment: true, fragment });
+            return Some(Network {
+                transport: at,
+                protocol,
+                dont_fragment: true,
+                fragment,
+            });
         }
     }
     None

@@ -28,7 +28,14 @@ pub fn cut(
 ) -> Result<(), TooBig> {
     let parsed = Packet::new_checked(packet.bytes).map_err(|_| TooBig)?;
     let before = batch.len();
-    let result = Cut { packet: parsed, partial: packet.partial_checksum, limits, fragment_id, batch }.run(packet);
+    let result = Cut {
+        packet: parsed,
+        partial: packet.partial_checksum,
+        limits,
+        fragment_id,
+        batch,
+    }
+    .run(packet);
     if result.is_err() {
         batch.truncate(before);
     }
@@ -60,12 +67,18 @@ struct Cut<'a> {
 impl Cut<'_> {
     fn run(self, packet: &SuperPacket<'_>) -> Result<(), TooBig> {
         let fits = self.packet.bytes().len() <= self.limits.inner;
-        let payload = self.packet.bytes().len().saturating_sub(self.packet.payload_offset());
+        let payload = self
+            .packet
+            .bytes()
+            .len()
+            .saturating_sub(self.packet.payload_offset());
         let size = packet.gso.map(|gso| usize::from(gso.size));
         let is_super = size.is_some_and(|size| size < payload);
         match self.packet.protocol() {
             _ if self.packet.fragment().is_some() => self.whole(),
-            protocol::TCP if is_super || (!fits && self.may_cut()) => self.segments(size.unwrap_or(usize::MAX)),
+            protocol::TCP if is_super || (!fits && self.may_cut()) => {
+                self.segments(size.unwrap_or(usize::MAX))
+            }
             protocol::UDP if is_super => self.datagrams(size.unwrap_or(usize::MAX)),
             _ => self.whole(),
         }
@@ -74,17 +87,32 @@ impl Cut<'_> {
     /// A segment whose complete checksum is wrong must not get a right one.
     fn may_cut(&self) -> bool {
         self.partial
-            || checksum::is_complete(self.packet.transport(), self.packet.address_bytes(), self.packet.protocol())
+            || checksum::is_complete(
+                self.packet.transport(),
+                self.packet.address_bytes(),
+                self.packet.protocol(),
+            )
     }
 
     fn context(&self) -> (bool, [u8; PREFIX_LEN]) {
         let partial = self.partial && self.limits.partial_checksum;
-        (partial, datagram::prefix(if partial { datagram::PARTIAL_CHECKSUM } else { datagram::PACKET }))
+        (
+            partial,
+            datagram::prefix(if partial {
+                datagram::PARTIAL_CHECKSUM
+            } else {
+                datagram::PACKET
+            }),
+        )
     }
 
     /// TCP: segments of at most `size` bytes of payload that fit.
     fn segments(self, size: usize) -> Result<(), TooBig> {
-        let (headers, payload) = self.packet.bytes().split_at_checked(self.packet.payload_offset()).ok_or(TooBig)?;
+        let (headers, payload) = self
+            .packet
+            .bytes()
+            .split_at_checked(self.packet.payload_offset())
+            .ok_or(TooBig)?;
         let size = size.min(self.limits.inner.saturating_sub(headers.len()));
         if size == 0 || payload.is_empty() {
             return Err(TooBig);
@@ -92,7 +120,8 @@ impl Cut<'_> {
         let (partial, prefix) = self.context();
         let transport = self.packet.transport_offset();
         let count = payload.len().div_ceil(size);
-        self.batch.reserve(count * (PREFIX_LEN + headers.len()) + payload.len());
+        self.batch
+            .reserve(count * (PREFIX_LEN + headers.len()) + payload.len());
         for (index, chunk) in payload.chunks(size).enumerate() {
             let segment = self.batch.push(&prefix, headers, chunk);
             put_ip(segment, index);
@@ -106,12 +135,17 @@ impl Cut<'_> {
 
     /// UDP: datagrams of `size` bytes of payload, which are what the sender wrote.
     fn datagrams(self, size: usize) -> Result<(), TooBig> {
-        let (headers, payload) = self.packet.bytes().split_at_checked(self.packet.payload_offset()).ok_or(TooBig)?;
+        let (headers, payload) = self
+            .packet
+            .bytes()
+            .split_at_checked(self.packet.payload_offset())
+            .ok_or(TooBig)?;
         let fits = headers.len() + size <= self.limits.inner;
         let (partial, prefix) = self.context();
         let transport = self.packet.transport_offset();
         let count = payload.len().div_ceil(size);
-        self.batch.reserve(count * (PREFIX_LEN + headers.len()) + payload.len());
+        self.batch
+            .reserve(count * (PREFIX_LEN + headers.len()) + payload.len());
         for (index, chunk) in payload.chunks(size).enumerate() {
             let mut large = Vec::new();
             let datagram = if fits {
@@ -167,7 +201,10 @@ fn send_whole_or_fragments(
         batch.push(&datagram::prefix(datagram::PACKET), bytes, &[]);
         return Ok(());
     }
-    let room = (limits.inner + PREFIX_LEN).checked_sub(fragment::HEADER_LEN).filter(|room| *room > 0).ok_or(TooBig)?;
+    let room = (limits.inner + PREFIX_LEN)
+        .checked_sub(fragment::HEADER_LEN)
+        .filter(|room| *room > 0)
+        .ok_or(TooBig)?;
     let pieces = bytes.len().div_ceil(room);
     if !limits.fragment || pieces > usize::from(MAX_FRAGMENTS) {
         return Err(TooBig);
@@ -185,7 +222,9 @@ fn send_whole_or_fragments(
 /// Length, IPv4 identification (one more for each segment) and IPv4 header checksum of the segment with `index`.
 fn put_ip(segment: &mut [u8], index: usize) {
     if version(segment) == Some(4) {
-        let id = get16(segment, 4).unwrap_or_default().wrapping_add(u16::try_from(index).unwrap_or_default());
+        let id = get16(segment, 4)
+            .unwrap_or_default()
+            .wrapping_add(u16::try_from(index).unwrap_or_default());
         put16(segment, 4, id);
     }
     put_ip_len(segment);
@@ -194,7 +233,9 @@ fn put_ip(segment: &mut [u8], index: usize) {
 /// Sequence number, flags and urgent pointer of the segment whose payload begins `offset` bytes after the first one's:
 /// SYN and CWR belong to the first, FIN, PSH and RST to the last, URG to those that the pointer reaches into.
 fn put_tcp(tcp: &mut [u8], offset: usize, is_last: bool) {
-    let (Some(sequence), Some(urgent)) = (get32(tcp, 4), get16(tcp, 18)) else { return };
+    let (Some(sequence), Some(urgent)) = (get32(tcp, 4), get16(tcp, 18)) else {
+        return;
+    };
     let Some(flags) = tcp.get_mut(13) else { return };
     if !is_last {
         *flags &= !(TcpFlags::FIN | TcpFlags::PSH | TcpFlags::RST);
@@ -210,12 +251,20 @@ fn put_tcp(tcp: &mut [u8], offset: usize, is_last: bool) {
         *flags &= !TcpFlags::URG;
     }
     put16(tcp, 18, u16::try_from(left).unwrap_or_default());
-    put32(tcp, 4, sequence.wrapping_add(u32::try_from(offset).unwrap_or_default()).wrapping_add(syn));
+    put32(
+        tcp,
+        4,
+        sequence
+            .wrapping_add(u32::try_from(offset).unwrap_or_default())
+            .wrapping_add(syn),
+    );
 }
 
 /// The TCP or UDP checksum: the pseudo-header sum only when `partial`.
 fn put_checksum(packet: &mut [u8], transport: usize, protocol: u8, partial: bool) {
-    let Some((ip, segment)) = packet.split_at_mut_checked(transport) else { return };
+    let Some((ip, segment)) = packet.split_at_mut_checked(transport) else {
+        return;
+    };
     let addresses = address_bytes(ip);
     if partial {
         checksum::put_partial(segment, addresses, protocol);

@@ -1,9 +1,6 @@
 //! Tunnel to device: consecutive segments of a flow become one super-packet.
 
-use std::{
-    collections::VecDeque,
-    mem,
-};
+use std::{collections::VecDeque, mem};
 
 use crate::wire::{
     FiveTuple, checksum,
@@ -64,7 +61,13 @@ struct Segment<'a> {
 impl Joiner {
     /// A joiner that holds nothing. `udp_offload`: the device takes UDP super-packets (USO).
     pub const fn new(udp_offload: bool) -> Self {
-        Self { udp_offload, slots: VecDeque::new(), first: 0, open: Vec::new(), pool: Vec::new() }
+        Self {
+            udp_offload,
+            slots: VecDeque::new(),
+            first: 0,
+            open: Vec::new(),
+            pool: Vec::new(),
+        }
     }
 
     /// Takes one checked IP packet; what is none is not taken.
@@ -73,7 +76,9 @@ impl Joiner {
     /// unchanged, for the kernel to drop and count. `partial_checksum` of a packet that is neither TCP nor UDP, or a
     /// fragment, is ignored.
     pub fn push(&mut self, packet: &[u8], partial_checksum: bool) {
-        let Ok(packet) = Packet::new_checked(packet) else { return };
+        let Ok(packet) = Packet::new_checked(packet) else {
+            return;
+        };
         let partial = partial_checksum && packet.can_offload();
         if !self.joins(packet.protocol()) {
             return self.start(&packet, partial);
@@ -109,7 +114,9 @@ impl Joiner {
         if self.open.iter().any(|open| open.slot == self.first) {
             return false;
         }
-        let Some(frame) = self.slots.pop_front() else { return false };
+        let Some(frame) = self.slots.pop_front() else {
+            return false;
+        };
         self.first = self.first.wrapping_add(1);
         let used = mem::replace(buf, frame);
         if self.pool.len() < MAX_POOL && used.capacity() > 0 {
@@ -126,9 +133,15 @@ impl Joiner {
     fn start(&mut self, packet: &Packet<'_>, partial: bool) {
         let mut frame = self.pool.pop().unwrap_or_default();
         frame.clear();
-        frame.extend_from_slice(&if partial { offload_header(packet, None) } else { PLAIN_HEADER });
+        frame.extend_from_slice(&if partial {
+            offload_header(packet, None)
+        } else {
+            PLAIN_HEADER
+        });
         frame.extend_from_slice(packet.bytes());
-        if partial && let Some(segment) = frame.get_mut(VIRTIO_HEADER_LEN + packet.transport_offset()..) {
+        if partial
+            && let Some(segment) = frame.get_mut(VIRTIO_HEADER_LEN + packet.transport_offset()..)
+        {
             checksum::put_partial(segment, packet.address_bytes(), packet.protocol());
         }
         self.slots.push_back(frame);
@@ -154,14 +167,21 @@ impl Joiner {
         let open = self.open.get_mut(at)?;
         let frame = self.slots.get_mut(open.slot.wrapping_sub(self.first))?;
         let joined = frame.get(VIRTIO_HEADER_LEN..)?;
-        let has_room = open.segments < MAX_SEGMENTS && joined.len() + segment.payload.len() <= MAX_PACKET;
-        let is_next = segment.packet.protocol() == protocol::UDP || segment.sequence == open.sequence;
-        if !has_room || !is_next || segment.payload.len() > open.size || !segment.has_headers_of(joined) {
+        let has_room =
+            open.segments < MAX_SEGMENTS && joined.len() + segment.payload.len() <= MAX_PACKET;
+        let is_next =
+            segment.packet.protocol() == protocol::UDP || segment.sequence == open.sequence;
+        if !has_room
+            || !is_next
+            || segment.payload.len() > open.size
+            || !segment.has_headers_of(joined)
+        {
             return None;
         }
         frame.extend_from_slice(segment.payload);
         if let Some(flags) = segment.packet.tcp_flags()
-            && let Some(field) = frame.get_mut(VIRTIO_HEADER_LEN + segment.packet.transport_offset() + 13)
+            && let Some(field) =
+                frame.get_mut(VIRTIO_HEADER_LEN + segment.packet.transport_offset() + 13)
         {
             *field |= flags.bits();
         }
@@ -194,12 +214,19 @@ impl<'a> Segment<'a> {
     /// TCP with nothing but ACK, PSH and FIN, or UDP; with payload; without IP options or extensions; with a checksum
     /// that is partial or right.
     fn of(packet: &Packet<'a>, partial: bool) -> Option<Self> {
-        let ip_header = if packet.is_ipv6() { IPV6_HEADER } else { IPV4_HEADER };
+        let ip_header = if packet.is_ipv6() {
+            IPV6_HEADER
+        } else {
+            IPV4_HEADER
+        };
         if packet.transport_offset() != ip_header || packet.fragment().is_some() {
             return None;
         }
         let segment = packet.transport();
-        let payload = packet.bytes().get(packet.payload_offset()..).filter(|payload| !payload.is_empty())?;
+        let payload = packet
+            .bytes()
+            .get(packet.payload_offset()..)
+            .filter(|payload| !payload.is_empty())?;
         let (sequence, ends) = match packet.tcp_flags() {
             Some(flags) => {
                 let ending = TcpFlags::PSH | TcpFlags::FIN;
@@ -211,12 +238,19 @@ impl<'a> Segment<'a> {
                 (usize::from(len) == segment.len()).then_some((0, false))?
             }
         };
-        let is_right = partial || checksum::is_complete(segment, packet.address_bytes(), packet.protocol());
-        is_right.then_some(Self { packet: *packet, payload, sequence, ends })
+        let is_right =
+            partial || checksum::is_complete(segment, packet.address_bytes(), packet.protocol());
+        is_right.then_some(Self {
+            packet: *packet,
+            payload,
+            sequence,
+            ends,
+        })
     }
 
     fn next_sequence(&self) -> u32 {
-        self.sequence.wrapping_add(u32::try_from(self.payload.len()).unwrap_or_default())
+        self.sequence
+            .wrapping_add(u32::try_from(self.payload.len()).unwrap_or_default())
     }
 
     /// Everything that one super-packet can say only once is equal: traffic class, flow label, DF, hop limit,
@@ -239,15 +273,21 @@ impl<'a> Segment<'a> {
 
 /// Rebuilds lengths, IPv4 header checksum and pseudo-header sum of a joined packet, then its virtio-net header from it.
 fn finish(frame: &mut [u8], open: &Open) {
-    let Some((header, bytes)) = frame.split_first_chunk_mut::<VIRTIO_HEADER_LEN>() else { return };
+    let Some((header, bytes)) = frame.split_first_chunk_mut::<VIRTIO_HEADER_LEN>() else {
+        return;
+    };
     let ip_header = put_ip_len(bytes);
-    let Some((ip, segment)) = bytes.split_at_mut_checked(ip_header) else { return };
+    let Some((ip, segment)) = bytes.split_at_mut_checked(ip_header) else {
+        return;
+    };
     let protocol = open.tuple.protocol;
     if protocol == protocol::UDP {
         put16(segment, 4, u16::try_from(segment.len()).unwrap_or_default());
     }
     checksum::put_partial(segment, address_bytes(ip), protocol);
-    let (Ok(size), Ok(packet)) = (u16::try_from(open.size), Packet::new_checked(bytes)) else { return };
+    let (Ok(size), Ok(packet)) = (u16::try_from(open.size), Packet::new_checked(bytes)) else {
+        return;
+    };
     let gso = GsoKind::of(&packet).map(|kind| Gso { kind, size });
     *header = offload_header(&packet, gso);
 }

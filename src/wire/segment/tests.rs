@@ -12,7 +12,11 @@ use crate::wire::{
     virtio::{Gso, GsoKind, SuperPacket, VIRTIO_HEADER_LEN},
 };
 
-const LIMITS: CutLimits = CutLimits { inner: 1432, fragment: true, partial_checksum: true };
+const LIMITS: CutLimits = CutLimits {
+    inner: 1432,
+    fragment: true,
+    partial_checksum: true,
+};
 
 fn bytes(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at * 7 + at / 251) as u8).collect()
@@ -20,24 +24,46 @@ fn bytes(len: usize) -> Vec<u8> {
 
 fn super_packet(bytes: &[u8], partial_checksum: bool, size: Option<u16>) -> SuperPacket<'_> {
     let kind = GsoKind::of(&Packet::new_checked(bytes).unwrap());
-    SuperPacket { bytes, partial_checksum, gso: size.and_then(|size| Some(Gso { kind: kind?, size })) }
+    SuperPacket {
+        bytes,
+        partial_checksum,
+        gso: size.and_then(|size| Some(Gso { kind: kind?, size })),
+    }
 }
 
 /// What comes out of a cut: packets and whether their checksum is partial; fragments are put together.
-fn cut_packets(packet: &SuperPacket<'_>, limits: &CutLimits) -> Result<Vec<(Vec<u8>, bool)>, TooBig> {
+fn cut_packets(
+    packet: &SuperPacket<'_>,
+    limits: &CutLimits,
+) -> Result<Vec<(Vec<u8>, bool)>, TooBig> {
     let (mut batch, mut id) = (DatagramBatch::default(), 9);
     cut(packet, limits, &mut id, &mut batch)?;
-    #[expect(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a test needs some instant to count from"
+    )]
     let now = std::time::Instant::now();
     let mut reassembler = crate::wire::fragment::Reassembler::default();
     let mut packets = Vec::new();
     for datagram in batch.drain() {
-        assert!(datagram.len() <= limits.inner + 2, "a datagram of {} bytes", datagram.len());
+        assert!(
+            datagram.len() <= limits.inner + 2,
+            "a datagram of {} bytes",
+            datagram.len()
+        );
         match datagram::decode(&datagram, PeerFlags::ALL).unwrap() {
-            Datagram::Packet { packet, partial_checksum } => packets.push((packet.to_vec(), partial_checksum)),
+            Datagram::Packet {
+                packet,
+                partial_checksum,
+            } => packets.push((packet.to_vec(), partial_checksum)),
             Datagram::Fragment(fragment) => {
                 assert!(limits.fragment);
-                packets.extend(reassembler.push(fragment, now).unwrap().map(|packet| (packet, false)));
+                packets.extend(
+                    reassembler
+                        .push(fragment, now)
+                        .unwrap()
+                        .map(|packet| (packet, false)),
+                );
             }
         }
     }
@@ -65,7 +91,11 @@ fn complete_frame(frame: &[u8]) -> Vec<u8> {
     let packet = SuperPacket::decode(frame).unwrap();
     let mut bytes = packet.bytes.to_vec();
     if packet.partial_checksum {
-        assert_eq!(sample::partial(bytes.clone()), bytes, "the field holds the pseudo-header sum");
+        assert_eq!(
+            sample::partial(bytes.clone()),
+            bytes,
+            "the field holds the pseudo-header sum"
+        );
         complete_checksum(&mut bytes).unwrap();
     }
     sample::assert_checksums(&bytes);
@@ -76,18 +106,39 @@ fn complete_frame(frame: &[u8]) -> Vec<u8> {
 fn tcp_of(packet: &[u8]) -> (u32, Vec<u8>, u8) {
     let packet = Packet::new_checked(packet).unwrap();
     let tcp = TcpPacket::new_checked(packet.transport()).unwrap();
-    (tcp.seq_number().0 as u32, tcp.payload().to_vec(), packet.tcp_flags().unwrap().bits())
+    (
+        tcp.seq_number().0 as u32,
+        tcp.payload().to_vec(),
+        packet.tcp_flags().unwrap().bits(),
+    )
 }
 
 #[test]
 fn a_super_packet_is_cut_at_its_segment_size() {
-    let packet = Tcp { payload: bytes(3000), ..Tcp::default() }.build();
-    let cut = cut_packets(&super_packet(&sample::partial(packet), true, Some(1000)), &LIMITS).unwrap();
-    assert_eq!(cut.iter().map(|(packet, _)| packet.len()).collect::<Vec<_>>(), [1040; 3]);
+    let packet = Tcp {
+        payload: bytes(3000),
+        ..Tcp::default()
+    }
+    .build();
+    let cut = cut_packets(
+        &super_packet(&sample::partial(packet), true, Some(1000)),
+        &LIMITS,
+    )
+    .unwrap();
+    assert_eq!(
+        cut.iter()
+            .map(|(packet, _)| packet.len())
+            .collect::<Vec<_>>(),
+        [1040; 3]
+    );
     for (index, (packet, partial)) in cut.iter().enumerate() {
         assert!(partial);
         assert_eq!(*packet, sample::partial(packet.clone()));
-        assert_eq!(packet[4..6], (7 + index as u16).to_be_bytes(), "identification");
+        assert_eq!(
+            packet[4..6],
+            (7 + index as u16).to_be_bytes(),
+            "identification"
+        );
         assert_eq!(tcp_of(packet).0, 100 + 1000 * index as u32);
     }
 }
@@ -95,8 +146,18 @@ fn a_super_packet_is_cut_at_its_segment_size() {
 #[test]
 fn a_segment_that_does_not_fit_is_cut_again() {
     for is_ipv6 in [false, true] {
-        let packet = Tcp { is_ipv6, payload: bytes(1460), flags: 0x18, ..Tcp::default() }.build();
-        let limits = CutLimits { fragment: false, partial_checksum: false, ..LIMITS };
+        let packet = Tcp {
+            is_ipv6,
+            payload: bytes(1460),
+            flags: 0x18,
+            ..Tcp::default()
+        }
+        .build();
+        let limits = CutLimits {
+            fragment: false,
+            partial_checksum: false,
+            ..LIMITS
+        };
         let cut = cut_packets(&super_packet(&packet, false, None), &limits).unwrap();
         assert_eq!(cut.len(), 2);
         for (packet, partial) in &cut {
@@ -110,50 +171,96 @@ fn a_segment_that_does_not_fit_is_cut_again() {
 #[test]
 fn flags_go_where_they_belong() {
     let flags = 0xff & !TcpFlags::RST;
-    let packet = Tcp { flags, urgent: 1500, payload: bytes(3000), ..Tcp::default() }.build();
+    let packet = Tcp {
+        flags,
+        urgent: 1500,
+        payload: bytes(3000),
+        ..Tcp::default()
+    }
+    .build();
     let cut = cut_packets(&super_packet(&packet, true, Some(1000)), &LIMITS).unwrap();
     let flags: Vec<_> = cut.iter().map(|(packet, _)| tcp_of(packet).2).collect();
     let common = TcpFlags::ACK | TcpFlags::ECE;
-    assert_eq!(flags, [
-        common | TcpFlags::URG | TcpFlags::SYN | TcpFlags::CWR,
-        common | TcpFlags::URG,
-        common | TcpFlags::FIN | TcpFlags::PSH,
-    ]);
+    assert_eq!(
+        flags,
+        [
+            common | TcpFlags::URG | TcpFlags::SYN | TcpFlags::CWR,
+            common | TcpFlags::URG,
+            common | TcpFlags::FIN | TcpFlags::PSH,
+        ]
+    );
     // The SYN takes sequence number 100.
-    assert_eq!(cut.iter().map(|(packet, _)| tcp_of(packet).0).collect::<Vec<_>>(), [100, 1101, 2101]);
+    assert_eq!(
+        cut.iter()
+            .map(|(packet, _)| tcp_of(packet).0)
+            .collect::<Vec<_>>(),
+        [100, 1101, 2101]
+    );
     let urgent = |at: usize| u16::from_be_bytes([cut[at].0[38], cut[at].0[39]]);
     assert_eq!([urgent(0), urgent(1), urgent(2)], [1500, 500, 0]);
 }
 
 #[test]
 fn a_wrong_checksum_is_never_made_right() {
-    let mut packet = Tcp { payload: bytes(1460), ..Tcp::default() }.build();
+    let mut packet = Tcp {
+        payload: bytes(1460),
+        ..Tcp::default()
+    }
+    .build();
     packet[100] ^= 1;
     let cut = cut_packets(&super_packet(&packet, false, None), &LIMITS).unwrap();
     assert_eq!(cut, [(packet.clone(), false)]);
-    let limits = CutLimits { fragment: false, ..LIMITS };
-    assert_eq!(cut_packets(&super_packet(&packet, false, None), &limits), Err(TooBig));
+    let limits = CutLimits {
+        fragment: false,
+        ..LIMITS
+    };
+    assert_eq!(
+        cut_packets(&super_packet(&packet, false, None), &limits),
+        Err(TooBig)
+    );
 }
 
 #[test]
 fn partial_checksums_are_completed_where_the_peer_does_not_take_them() {
-    let packet = Tcp { payload: bytes(10), ..Tcp::default() }.build();
+    let packet = Tcp {
+        payload: bytes(10),
+        ..Tcp::default()
+    }
+    .build();
     let partial = sample::partial(packet.clone());
-    let limits = CutLimits { partial_checksum: false, ..LIMITS };
-    assert_eq!(cut_packets(&super_packet(&partial, true, None), &limits).unwrap(), [(packet, false)]);
-    assert_eq!(cut_packets(&super_packet(&partial, true, None), &LIMITS).unwrap(), [(partial, true)]);
+    let limits = CutLimits {
+        partial_checksum: false,
+        ..LIMITS
+    };
+    assert_eq!(
+        cut_packets(&super_packet(&partial, true, None), &limits).unwrap(),
+        [(packet, false)]
+    );
+    assert_eq!(
+        cut_packets(&super_packet(&partial, true, None), &LIMITS).unwrap(),
+        [(partial, true)]
+    );
 }
 
 #[test]
 fn a_datagram_that_does_not_fit_crosses_in_pieces() {
     for is_ipv6 in [false, true] {
         let packet = sample::udp(is_ipv6, [5, 6], &bytes(9000));
-        for (bytes, partial) in [(packet.clone(), false), (sample::partial(packet.clone()), true)] {
+        for (bytes, partial) in [
+            (packet.clone(), false),
+            (sample::partial(packet.clone()), true),
+        ] {
             let cut = cut_packets(&super_packet(&bytes, partial, None), &LIMITS).unwrap();
             assert_eq!(cut, [(packet.clone(), false)]);
         }
-        let limits = CutLimits { fragment: false, ..LIMITS };
-        assert_eq!(cut_packets(&super_packet(&packet, false, None), &limits), Err(TooBig));
+        let limits = CutLimits {
+            fragment: false,
+            ..LIMITS
+        };
+        assert_eq!(
+            cut_packets(&super_packet(&packet, false, None), &limits),
+            Err(TooBig)
+        );
     }
 }
 
@@ -162,7 +269,10 @@ fn fifteen_pieces_are_the_most() {
     let room = LIMITS.inner - 3;
     for (len, fits) in [(15 * room, true), (15 * room + 1, false)] {
         let packet = sample::udp(false, [5, 6], &bytes(len - 28));
-        assert_eq!(cut_packets(&super_packet(&packet, false, None), &LIMITS).is_ok(), fits);
+        assert_eq!(
+            cut_packets(&super_packet(&packet, false, None), &LIMITS).is_ok(),
+            fits
+        );
     }
 }
 
@@ -170,13 +280,41 @@ fn fifteen_pieces_are_the_most() {
 fn a_failed_cut_leaves_the_batch_as_it_was() {
     let (mut batch, mut id) = (DatagramBatch::default(), 0);
     let small = sample::udp(false, [5, 6], &bytes(10));
-    cut(&super_packet(&small, false, None), &LIMITS, &mut id, &mut batch).unwrap();
+    cut(
+        &super_packet(&small, false, None),
+        &LIMITS,
+        &mut id,
+        &mut batch,
+    )
+    .unwrap();
     // One of 900 fits into 15 pieces of 97, one of 1,500 does not.
-    let limits = CutLimits { inner: 100, ..LIMITS };
+    let limits = CutLimits {
+        inner: 100,
+        ..LIMITS
+    };
     let large = sample::udp(false, [5, 6], &bytes(3000));
-    assert_eq!(cut(&super_packet(&large, true, Some(1500)), &limits, &mut id, &mut batch), Err(TooBig));
-    assert_eq!(cut(&SuperPacket { bytes: &[1, 2], partial_checksum: false, gso: None }, &LIMITS, &mut id, &mut batch),
-        Err(TooBig));
+    assert_eq!(
+        cut(
+            &super_packet(&large, true, Some(1500)),
+            &limits,
+            &mut id,
+            &mut batch
+        ),
+        Err(TooBig)
+    );
+    assert_eq!(
+        cut(
+            &SuperPacket {
+                bytes: &[1, 2],
+                partial_checksum: false,
+                gso: None
+            },
+            &LIMITS,
+            &mut id,
+            &mut batch
+        ),
+        Err(TooBig)
+    );
     let datagrams: Vec<_> = batch.drain().collect();
     assert_eq!(datagrams, [[&[0, 0][..], &small].concat()]);
     assert!(batch.is_empty());
@@ -184,27 +322,63 @@ fn a_failed_cut_leaves_the_batch_as_it_was() {
 
 #[test]
 fn an_ip_fragment_of_tcp_is_not_cut() {
-    let mut packet = Tcp { payload: bytes(1484), ..Tcp::default() }.build();
+    let mut packet = Tcp {
+        payload: bytes(1484),
+        ..Tcp::default()
+    }
+    .build();
     packet[6] = 0x20;
     crate::wire::packet::put_ip_len(&mut packet);
-    assert_eq!(cut_packets(&super_packet(&packet, false, None), &LIMITS).unwrap(), [(packet, false)]);
+    assert_eq!(
+        cut_packets(&super_packet(&packet, false, None), &LIMITS).unwrap(),
+        [(packet, false)]
+    );
 }
 
 #[test]
 fn no_room_for_a_byte_of_payload_is_too_big() {
-    let packet = Tcp { payload: bytes(100), ..Tcp::default() }.build();
+    let packet = Tcp {
+        payload: bytes(100),
+        ..Tcp::default()
+    }
+    .build();
     for inner in 0..=40 {
         let limits = CutLimits { inner, ..LIMITS };
-        assert_eq!(cut_packets(&super_packet(&packet, true, None), &limits), Err(TooBig), "{inner}");
+        assert_eq!(
+            cut_packets(&super_packet(&packet, true, None), &limits),
+            Err(TooBig),
+            "{inner}"
+        );
     }
-    assert_eq!(cut_packets(&super_packet(&packet, true, None), &CutLimits { inner: 41, ..LIMITS }).unwrap().len(), 100);
+    assert_eq!(
+        cut_packets(
+            &super_packet(&packet, true, None),
+            &CutLimits {
+                inner: 41,
+                ..LIMITS
+            }
+        )
+        .unwrap()
+        .len(),
+        100
+    );
 }
 
 #[test]
 fn datagrams_share_one_allocation() {
-    let packet = Tcp { payload: bytes(60_000), ..Tcp::default() }.build();
+    let packet = Tcp {
+        payload: bytes(60_000),
+        ..Tcp::default()
+    }
+    .build();
     let (mut batch, mut id) = (DatagramBatch::default(), 0);
-    cut(&super_packet(&packet, true, Some(1392)), &LIMITS, &mut id, &mut batch).unwrap();
+    cut(
+        &super_packet(&packet, true, Some(1392)),
+        &LIMITS,
+        &mut id,
+        &mut batch,
+    )
+    .unwrap();
     assert_eq!(batch.len(), 44);
     let datagrams: Vec<_> = batch.drain().collect();
     for pair in datagrams.windows(2) {
@@ -215,11 +389,17 @@ fn datagrams_share_one_allocation() {
 fn segments(count: usize, flags_of_last: u8) -> Vec<(Vec<u8>, bool)> {
     let segment = |index: usize| Tcp {
         sequence: 100_u32.wrapping_add(10 * index as u32),
-        flags: if index + 1 == count { flags_of_last } else { TcpFlags::ACK },
+        flags: if index + 1 == count {
+            flags_of_last
+        } else {
+            TcpFlags::ACK
+        },
         payload: bytes(10),
         ..Tcp::default()
     };
-    (0..count).map(|index| (segment(index).build(), false)).collect()
+    (0..count)
+        .map(|index| (segment(index).build(), false))
+        .collect()
 }
 
 fn counts(frames: &[Vec<u8>]) -> Vec<usize> {
@@ -232,7 +412,13 @@ fn segments_in_order_are_joined() {
     let frames = join(&segments(5, TcpFlags::ACK | TcpFlags::PSH), false);
     assert_eq!(counts(&frames), [50]);
     let packet = SuperPacket::decode(&frames[0]).unwrap();
-    assert_eq!(packet.gso, Some(Gso { kind: GsoKind::Tcp4, size: 10 }));
+    assert_eq!(
+        packet.gso,
+        Some(Gso {
+            kind: GsoKind::Tcp4,
+            size: 10
+        })
+    );
     let whole = complete_frame(&frames[0]);
     assert_eq!(tcp_of(&whole), (100, bytes(10).repeat(5), 0x18));
 }
@@ -240,7 +426,13 @@ fn segments_in_order_are_joined() {
 #[test]
 fn a_packet_alone_keeps_its_checksum() {
     let packet = segments(1, TcpFlags::ACK).remove(0).0;
-    let frames = join(&[(packet.clone(), false), (sample::partial(packet.clone()), true)], false);
+    let frames = join(
+        &[
+            (packet.clone(), false),
+            (sample::partial(packet.clone()), true),
+        ],
+        false,
+    );
     assert_eq!(frames[0], [&[0; 10][..], &packet].concat());
     assert_eq!(SuperPacket::decode(&frames[1]).unwrap().gso, None);
     assert_eq!(complete_frame(&frames[1]), packet);
@@ -269,7 +461,11 @@ fn a_gap_or_another_header_ends_a_super_packet() {
     ];
     for change in changes {
         let mut packets = segments(2, TcpFlags::ACK);
-        let mut third = Tcp { sequence: 120, payload: bytes(10), ..Tcp::default() };
+        let mut third = Tcp {
+            sequence: 120,
+            payload: bytes(10),
+            ..Tcp::default()
+        };
         change(&mut third);
         packets.push((third.build(), false));
         let frames = join(&packets, false);
@@ -287,38 +483,82 @@ fn a_gap_or_another_header_ends_a_super_packet() {
 #[test]
 fn a_short_segment_and_push_end_a_super_packet() {
     let mut packets = segments(4, TcpFlags::ACK);
-    packets[1].0 = Tcp { sequence: 110, payload: bytes(9), ..Tcp::default() }.build();
+    packets[1].0 = Tcp {
+        sequence: 110,
+        payload: bytes(9),
+        ..Tcp::default()
+    }
+    .build();
     assert_eq!(counts(&join(&packets, false)), [19, 20]);
     let mut packets = segments(4, TcpFlags::ACK);
-    packets[1].0 = Tcp { sequence: 110, payload: bytes(10), flags: 0x18, ..Tcp::default() }.build();
+    packets[1].0 = Tcp {
+        sequence: 110,
+        payload: bytes(10),
+        flags: 0x18,
+        ..Tcp::default()
+    }
+    .build();
     assert_eq!(counts(&join(&packets, false)), [20, 20]);
 }
 
 #[test]
 fn sequence_numbers_wrap() {
-    let segment = |sequence| (Tcp { sequence, payload: bytes(10), ..Tcp::default() }.build(), false);
-    assert_eq!(counts(&join(&[segment(u32::MAX - 9), segment(0)], false)), [20]);
+    let segment = |sequence| {
+        (
+            Tcp {
+                sequence,
+                payload: bytes(10),
+                ..Tcp::default()
+            }
+            .build(),
+            false,
+        )
+    };
+    assert_eq!(
+        counts(&join(&[segment(u32::MAX - 9), segment(0)], false)),
+        [20]
+    );
 }
 
 #[test]
 fn sixty_four_segments_and_64_kib_are_the_most() {
-    assert_eq!(counts(&join(&segments(70, TcpFlags::ACK), false)), [640, 60]);
-    let segment = |index: u32| Tcp { sequence: 100 + index * 9000, payload: bytes(9000), ..Tcp::default() };
-    let packets: Vec<_> = (0..8).map(|index| (segment(index).build(), false)).collect();
+    assert_eq!(
+        counts(&join(&segments(70, TcpFlags::ACK), false)),
+        [640, 60]
+    );
+    let segment = |index: u32| Tcp {
+        sequence: 100 + index * 9000,
+        payload: bytes(9000),
+        ..Tcp::default()
+    };
+    let packets: Vec<_> = (0..8)
+        .map(|index| (segment(index).build(), false))
+        .collect();
     assert_eq!(counts(&join(&packets, false)), [63_000, 9000]);
 }
 
 #[test]
 fn flows_are_joined_side_by_side_and_the_oldest_gives_way() {
     let segment = |flow: u16, index: u32| {
-        let tcp = Tcp { ports: [flow, 80], sequence: index * 10, payload: bytes(10), ..Tcp::default() };
+        let tcp = Tcp {
+            ports: [flow, 80],
+            sequence: index * 10,
+            payload: bytes(10),
+            ..Tcp::default()
+        };
         (tcp.build(), false)
     };
-    let both: Vec<_> = (0..3).flat_map(|index| [segment(1, index), segment(2, index)]).collect();
+    let both: Vec<_> = (0..3)
+        .flat_map(|index| [segment(1, index), segment(2, index)])
+        .collect();
     assert_eq!(counts(&join(&both, false)), [30, 30]);
-    let seventeen: Vec<_> = (0..2).flat_map(|index| (1..=17).map(move |flow| segment(flow, index))).collect();
+    let seventeen: Vec<_> = (0..2)
+        .flat_map(|index| (1..=17).map(move |flow| segment(flow, index)))
+        .collect();
     assert_eq!(counts(&join(&seventeen, false)), [10; 34]);
-    let sixteen: Vec<_> = (0..2).flat_map(|index| (1..=16).map(move |flow| segment(flow, index))).collect();
+    let sixteen: Vec<_> = (0..2)
+        .flat_map(|index| (1..=16).map(move |flow| segment(flow, index)))
+        .collect();
     assert_eq!(counts(&join(&sixteen, false)), [20; 16]);
 }
 
@@ -329,7 +569,11 @@ fn other_packets_keep_their_place() {
     packets.insert(1, (icmp.clone(), true));
     let frames = join(&packets, false);
     assert_eq!(frames.len(), 2);
-    assert_eq!(frames[1], [&[0; 10][..], &icmp].concat(), "a partial checksum of ICMP is ignored");
+    assert_eq!(
+        frames[1],
+        [&[0; 10][..], &icmp].concat(),
+        "a partial checksum of ICMP is ignored"
+    );
 }
 
 #[test]
@@ -347,16 +591,33 @@ fn a_frame_that_may_grow_is_not_given_out() {
 fn udp_is_joined_only_for_a_device_that_takes_it() {
     for is_ipv6 in [false, true] {
         let datagram = |len| (sample::udp(is_ipv6, [5, 6], &bytes(len)), false);
-        let packets = [datagram(10), datagram(10), datagram(4), datagram(10), datagram(11)];
+        let packets = [
+            datagram(10),
+            datagram(10),
+            datagram(4),
+            datagram(10),
+            datagram(11),
+        ];
         assert_eq!(join(&packets, false).len(), 5);
         let frames = join(&packets, true);
         assert_eq!(frames.len(), 3);
         let first = SuperPacket::decode(&frames[0]).unwrap();
-        assert_eq!(first.gso, Some(Gso { kind: GsoKind::Udp, size: 10 }));
+        assert_eq!(
+            first.gso,
+            Some(Gso {
+                kind: GsoKind::Udp,
+                size: 10
+            })
+        );
         let whole = complete_frame(&frames[0]);
         let packet = Packet::new_checked(&whole).unwrap();
         let payload = [bytes(10), bytes(10), bytes(4)].concat();
-        assert_eq!(UdpPacket::new_checked(packet.transport()).unwrap().payload(), payload);
+        assert_eq!(
+            UdpPacket::new_checked(packet.transport())
+                .unwrap()
+                .payload(),
+            payload
+        );
     }
 }
 
@@ -369,7 +630,9 @@ fn a_udp_datagram_without_checksum_passes_alone() {
 }
 
 fn flags() -> impl Strategy<Value = u8> {
-    prop::sample::select(vec![0x10_u8, 0x18, 0x11, 0x19, 0x90, 0x50, 0x04, 0x02, 0x12, 0x98])
+    prop::sample::select(vec![
+        0x10_u8, 0x18, 0x11, 0x19, 0x90, 0x50, 0x04, 0x02, 0x12, 0x98,
+    ])
 }
 
 /// The sequence numbers that a segment takes, a SYN's and a FIN's included.

@@ -1,0 +1,264 @@
+#!/bin/bash
+# The main job of identun on real hosts-in-namespaces, told and checked. Every claim is checked by this script: it exits
+# non-zero when one is false. Needs root or the right to make user namespaces; changes nothing outside.
+#
+# Usage: demo.sh FOLDER    FOLDER holds the built `identun` and `examples/hostile-server`
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+bin=$(cd "${1:-target/release}" && pwd)
+topology=$PWD/netns/topology.sh
+if [ "${IDENTUN_DEMO:-}" != inside ]; then
+  IDENTUN_DEMO=inside exec "$topology" enter "$0" "$bin"
+fi
+
+work=/run/demo marker=PLAINTEXT-MARKER
+client4=198.18.1.2 server4=198.18.2.2 server6=fd00:2::2
+mkdir -p $work/policies $work/www
+cd $work
+
+# --- telling and checking --------------------------------------------------------------------------------------
+if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then bold=$'\e[1m' green=$'\e[32m' red=$'\e[31m' plain=$'\e[0m'; else bold='' green='' red='' plain=''; fi
+checked=0
+chapter() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
+say() { printf '      %s\n' "$*"; }
+ok() { checked=$((checked + 1)); printf '  %sok%s  %s\n' "$green" "$plain" "$*"; }
+fail() {
+  printf '  %sNO%s  %s\n' "$red" "$plain" "$*"
+  for host in client server impostor; do
+    [ ! -s $host.log ] || { echo "--- the last lines of the daemon on $host"; tail -n 8 $host.log; }
+  done
+  exit 1
+}
+claim() { # claim TEXT COMMAND...: TEXT is true when COMMAND succeeds
+  local text=$1
+  shift
+  if "$@"; then ok "$text"; else fail "$text"; fi
+}
+not() { ! "$@"; }
+# within SECONDS COMMAND...: the event must come in that time
+within() {
+  local end=$((SECONDS + $1))
+  shift
+  until "$@" >/dev/null 2>&1; do [ $SECONDS -lt $end ] || return 1; sleep 0.05; done
+}
+on() { ip netns exec "$@"; }
+
+# --- daemons, captures, questions ------------------------------------------------------------------------------
+identity() { # identity HOST ACCOUNT
+  "$bin/identun" ca issue "spiffe://cluster.local/ns/default/sa/$2" --dir ca --out "$1/$2" >/dev/null
+}
+settings() { # settings HOST ACCOUNT
+  cat >"$1/daemon.yaml" <<Y
+policies: [$work/policies]
+identities: [{ certificate: $2/$2.pem, key: $2/$2.key }]
+trust_bundles: { cluster.local: $2/bundle.pem }
+state_dir: $work/$1/state
+admin_socket: $work/$1/admin.sock
+metrics: null
+Y
+}
+start() { # start HOST: its daemon, until it is ready
+  on "$1" "$bin/identun" daemon --config "$1/daemon.yaml" >>"$1.log" 2>&1 &
+  echo $! >"$1.pid"
+  within 10 status "$1" || fail "the daemon on $1 starts"
+}
+status() { on "$1" "$bin/identun" status -o json --socket "$work/$1/admin.sock"; }
+kill_9() { kill -9 "$(cat "$1.pid")"; wait "$(cat "$1.pid")" 2>/dev/null || true; }
+
+capture() { # capture FILE: everything that the wire sees
+  on wire tcpdump -i any -Z root --immediate-mode -U -w "$1" 2>capture.log &
+  capture=$!
+  within 10 grep -q listening capture.log || fail 'the capture starts'
+}
+captured() { # ends the capture; what was queued is written first
+  on wire ping -c1 -W1 $client4 >/dev/null || true
+  kill -INT "$capture"
+  wait "$capture" 2>/dev/null || true
+}
+shows() { grep -qa "$1" "$2"; }
+# packets of a capture that are neither of the tunnel nor of neighbour discovery
+others() {
+  tcpdump -nr "$1" 'not udp port 15008 and not arp and not (icmp6 and ip6[40] >= 130) and not host 198.18.1.1' 2>/dev/null
+}
+only_tunnel() { [ -z "$(others "$1")" ] && [ -n "$(tcpdump -nr "$1" -c1 'udp port 15008' 2>/dev/null)" ]; }
+fetch() { # fetch HOST [CURL ARGUMENT...]: the page of the server
+  local host=$1
+  shift
+  on "$host" curl -sS --max-time 10 -A $marker "$@" 2>>curl.log
+}
+hash_of() { sha256sum "$1" | cut -d' ' -f1; }
+
+# The five steps of the Istio mTLS introduction with the values of this run.
+steps() {
+  python3 - "$1" <<'P'
+import json, sys
+status = json.load(open(sys.argv[1]))
+flow = next(f for f in status["flows"] if f["protocol"] == "tcp")
+tunnel = next(t for t in status["tunnels"] if t["state"] == "up")
+assert flow["accepted"] and tunnel["peer"] in flow["accepted"] and flow["bytes_sent"] and flow["bytes_received"]
+for line in (
+    "1 the client's packet is intercepted:",
+    f"    tcp {flow['local']} -> {flow['remote']}",
+    "2 its daemon starts a mutual TLS handshake with the server's:",
+    f"    TLSv1.3, {tunnel['cipher']}, {tunnel['group']}",
+    f"    from {tunnel['local']}",
+    f"    to   {tunnel['peer']}",
+    "3 secure naming: who may answer for this destination, and who did:",
+    *(f"    may answer: {accepted}" for accepted in flow["accepted"]),
+    f"    matched:    {tunnel['peer']}",
+    f"    because of  {flow['rule']}",
+    "4 the packets travel in the tunnel:",
+    f"    {flow['bytes_sent']} bytes out, {flow['bytes_received']} bytes back, inner MTU {tunnel['inner_mtu']}",
+    "5 the server's daemon hands them to the application, addresses unchanged",
+):
+    print("      " + line)
+P
+}
+
+# --- the hosts -------------------------------------------------------------------------------------------------
+chapter 'Hosts: client, server, naked and impostor, joined by a router that plays the wire'
+"$topology" up
+echo "hello from the server, $marker" >www/index.html
+head -c 40000000 /dev/urandom >www/big
+on server python3 -m http.server 80 --bind :: --directory www >http.log 2>&1 &
+on server python3 -c 'import socket
+s=socket.socket(socket.AF_INET6,socket.SOCK_DGRAM); s.bind(("::",53))
+while True: d,a=s.recvfrom(65535); s.sendto(d,a)' &
+within 10 fetch client "http://$server4/" || fail 'the HTTP server starts'
+
+chapter '(a) No daemon: an ordinary request crosses the wire in plaintext'
+capture a.pcap
+claim "curl http://$server4/ works" fetch client "http://$server4/" -o a.html
+captured
+claim 'the captured wire shows the request and the answer' shows $marker a.pcap
+say "$(tcpdump -nAr a.pcap 'tcp port 80' 2>/dev/null | grep -am1 -o 'User-Agent.*')"
+
+chapter '(b) The daemons, with the two resources of the Istio mTLS introduction'
+"$bin/identun" ca init --trust-domain cluster.local --dir ca >/dev/null
+for host in client server impostor; do
+  mkdir -p $host
+  identity $host $host
+  settings $host $host
+done
+cat >policies/policy.yaml <<'Y'
+apiVersion: authentication.istio.io/v1alpha1
+kind: MeshPolicy
+metadata:
+  name: default
+spec:
+  peers:
+  - mtls:
+      mode: STRICT
+---
+apiVersion: networking.istio.io/v1alpha3
+kind: DestinationRule
+metadata:
+  name: default
+  namespace: istio-system
+spec:
+  host: "*.local"
+  trafficPolicy:
+    tls:
+      mode: ISTIO_MUTUAL
+Y
+{
+  for host in client:1 server:2 impostor:4; do
+    for address in 198.18.${host#*:}.2 fd00:${host#*:}::2; do
+      cat <<Y
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: { name: "${host%:*}-$(echo "$address" | tr -c 'a-z0-9\n' -)", namespace: default }
+spec: { address: "$address", serviceAccount: ${host%:*}, labels: { app: ${host%:*} } }
+---
+Y
+    done
+  done | sed 's/--2"/-2"/'
+  cat <<'Y'
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: { name: server, namespace: default }
+spec:
+  hosts: [server.default.svc.cluster.local]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{ number: 80, name: http, protocol: HTTP }, { number: 53, name: dns, protocol: UDP }]
+  workloadSelector: { labels: { app: server } }
+Y
+} >policies/registry.yaml
+start server
+start client
+capture b.pcap
+claim "the same curl works" fetch client "http://$server4/" -o b.html
+captured
+claim 'its answer is the same' cmp -s a.html b.html
+claim 'the captured wire shows only UDP port 15008' only_tunnel b.pcap
+claim 'and not one byte of the marker' not shows $marker b.pcap
+say ''
+say 'The five steps, as the client'"'"'s daemon saw them:'
+on client "$bin/identun" status -o json --socket $work/client/admin.sock >client.json || true
+steps client.json
+
+chapter '(c) A host outside the mesh talks plaintext to the STRICT server'
+claim 'TCP is refused' not fetch naked "http://$server4/" -o /dev/null
+claim 'over IPv6 too' not fetch naked "http://[$server6]/" -o /dev/null
+claim 'the twin: the client still gets its page' fetch client "http://$server4/" -o /dev/null
+
+chapter '(e) Ping, UDP and IPv6 cross too'
+capture e.pcap
+claim 'ping, IPv4' on client ping -qc2 -W2 $server4 >ping.log
+claim 'ping, IPv6' on client ping -qc2 -W2 $server6 >ping.log
+claim 'UDP, 4,000 bytes there and back' on client python3 -c '
+import socket,os
+s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.settimeout(5); d=os.urandom(4000)
+s.sendto(d,("'$server4'",53)); assert s.recv(65535)==d'
+claim 'HTTP over IPv6' fetch client "http://[$server6]/" -o e.html
+captured
+claim 'the captured wire shows only UDP port 15008' only_tunnel e.pcap
+
+chapter '(f) Both daemons are killed with -9 in the middle of a download'
+capture f.pcap
+fetch client "http://$server4/big" --limit-rate 4M --max-time 60 -o big &
+download=$!
+size() { stat -c %s big 2>/dev/null || echo 0; }
+grown() { [ "$(size)" -gt "$1" ]; }
+within 10 grown 4000000 || fail 'the download starts'
+for host in client server; do
+  kill_9 $host
+  say "killed the daemon on $host at $(size) bytes"
+  start $host
+  claim "within 5 s of its restart the same connection goes on" within 5 grown $(($(size) + 2000000))
+done
+wait $download || fail 'the download ends'
+captured
+claim 'the file arrived whole' [ "$(hash_of big)" = "$(hash_of www/big)" ]
+claim 'nothing crossed in plaintext meanwhile' only_tunnel f.pcap
+
+chapter '(d) The wire is rerouted to an impostor with a valid certificate of the same CA'
+# Sessions to the real server end with the daemons; the client dials afresh.
+kill_9 server
+kill_9 client
+"$topology" reroute server impostor
+# The impostor says that the server's address is its own to reach.
+start impostor
+start client
+capture d.pcap
+claim 'an honest identun there: curl is refused' not fetch client "http://$server4/" -o /dev/null
+within 5 grep -q 'does not hold the expected identity' client.log || fail 'the log says why'
+ok 'the client says: does not hold the expected identity'
+kill_9 impostor
+kill_9 client
+on impostor "$bin/identun" down --config impostor/daemon.yaml >/dev/null
+on impostor "$bin/examples/hostile-server" impostor/impostor/impostor.pem impostor/impostor/impostor.key >hostile.log 2>&1 &
+within 10 grep -q listening hostile.log || fail 'the hostile server starts'
+: >client.log
+start client
+claim 'a hostile server there, which presents its own certificate: refused' not fetch client "http://$server4/" -o /dev/null
+captured
+within 5 grep -q 'sa/impostor' client.log || fail 'the log names the presented identity'
+ok 'the client names the expected and the presented identity:'
+grep -m1 'sa/impostor' client.log | sed 's/^/      /' | fold -sw 100
+claim 'no inner packet reached the impostor' not grep -q 'inner packets: [1-9]' hostile.log
+claim 'no plaintext crossed the wire' not shows $marker d.pcap
+
+chapter "All $checked claims hold."

@@ -1,0 +1,126 @@
+//! What the sender of a refused packet is told, and how often: RST for TCP, an ICMP error for the rest.
+
+use std::time::{Duration, Instant};
+
+use crate::wire::{DropReason, icmp, packet::Packet, protocol};
+
+/// A token bucket: 100 answers a second, 50 at once (wire.md §6).
+#[derive(Clone, Copy, Debug)]
+pub struct Answers {
+    tokens: u32,
+    refilled: Option<Instant>,
+}
+
+const BURST: u32 = 50;
+const INTERVAL: Duration = Duration::from_millis(10);
+
+impl Default for Answers {
+    fn default() -> Self {
+        Self {
+            tokens: BURST,
+            refilled: None,
+        }
+    }
+}
+
+impl Answers {
+    /// Takes a token if there is one.
+    pub fn allow(&mut self, now: Instant) -> bool {
+        let refilled = *self.refilled.get_or_insert(now);
+        let gained = now.saturating_duration_since(refilled).as_millis() / INTERVAL.as_millis();
+        let gained = u32::try_from(gained).unwrap_or(u32::MAX);
+        if gained > 0 {
+            self.tokens = self.tokens.saturating_add(gained).min(BURST);
+            self.refilled = Some(if self.tokens == BURST {
+                now
+            } else {
+                refilled + INTERVAL * gained
+            });
+        }
+        let allowed = self.tokens > 0;
+        self.tokens = self.tokens.saturating_sub(1);
+        allowed
+    }
+}
+
+/// How final the answer is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum AnswerKind {
+    /// Policy or identity said no: TCP is reset, others get "administratively prohibited".
+    Prohibited,
+    /// The peer cannot be reached now: new connections and others get "host unreachable", established TCP waits.
+    Unreachable,
+    /// Nobody is told.
+    Silent,
+}
+
+impl AnswerKind {
+    /// What a sender learns of a packet dropped for `reason`.
+    pub const fn of(reason: DropReason) -> Self {
+        match reason {
+            DropReason::FlowTableFull
+            | DropReason::IdentityNotAccepted
+            | DropReason::ModeDisable
+            | DropReason::NoAuthorizedIdentity
+            | DropReason::NotInMesh
+            | DropReason::PeerRefusedFlow
+            | DropReason::PeerRefusedSession
+            | DropReason::PolicyPlaintext
+            | DropReason::UnknownDestination
+            | DropReason::UnknownSource
+            | DropReason::WrongIdentity => Self::Prohibited,
+            DropReason::TunnelDown => Self::Unreachable,
+            DropReason::BadDatagram
+            | DropReason::BadFragment
+            | DropReason::ForeignDestination
+            | DropReason::ForeignSource
+            | DropReason::FragmentOverlap
+            | DropReason::FragmentTimeout
+            | DropReason::LengthMismatch
+            | DropReason::Loop
+            | DropReason::Malformed
+            | DropReason::Martian
+            | DropReason::PendingFull
+            | DropReason::PendingTimeout
+            | DropReason::QueueFull
+            | DropReason::TooBig
+            | DropReason::UnknownContext => Self::Silent,
+        }
+    }
+
+    /// Builds the answer to `packet`, if one may be sent at all (RFC 1122 §3.2.2, RFC 4443 §2.4).
+    pub fn build(self, packet: &Packet<'_>) -> Option<Vec<u8>> {
+        let is_tcp = packet.protocol() == protocol::TCP;
+        match self {
+            Self::Prohibited if is_tcp => icmp::reset(packet),
+            Self::Prohibited => icmp::prohibited(packet),
+            Self::Unreachable
+                if !is_tcp || packet.tcp_flags().is_some_and(|flags| flags.is_syn_only()) =>
+            {
+                icmp::unreachable_host(packet)
+            }
+            Self::Unreachable | Self::Silent => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_limited_and_refill() {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a test needs some instant to count from"
+        )]
+        let start = Instant::now();
+        let mut answers = Answers::default();
+        assert_eq!((0..100).filter(|_| answers.allow(start)).count(), 50);
+        assert!(!answers.allow(start + Duration::from_millis(9)));
+        assert!(answers.allow(start + Duration::from_millis(10)));
+        assert!(!answers.allow(start + Duration::from_millis(10)));
+        let later = start + Duration::from_secs(60);
+        assert_eq!((0..100).filter(|_| answers.allow(later)).count(), 50);
+    }
+}

@@ -1,0 +1,262 @@
+//! The flow table: each flow's tunnel and state, by the five-tuple seen from the local end.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use hashbrown::HashMap;
+use serde::Serialize;
+
+use crate::{
+    policy::Why,
+    registry::TunnelId,
+    wire::{DropReason, FiveTuple, packet::TcpFlags, protocol},
+};
+
+/// Bounds and time-outs of a [`FlowTable`].
+#[derive(Clone, Copy, Debug)]
+pub struct FlowLimits {
+    /// Flows in all.
+    pub total: usize,
+    /// Flows of one tunnel.
+    pub per_tunnel: usize,
+    /// A TCP flow without packets.
+    pub tcp_idle: Duration,
+    /// A TCP flow after FIN or RST.
+    pub tcp_closing: Duration,
+    /// Every other flow without packets.
+    pub other_idle: Duration,
+}
+
+impl Default for FlowLimits {
+    fn default() -> Self {
+        Self {
+            total: 262_144,
+            per_tunnel: 65_536,
+            tcp_idle: Duration::from_secs(7_200),
+            tcp_closing: Duration::from_secs(60),
+            other_idle: Duration::from_secs(180),
+        }
+    }
+}
+
+/// Who sent the first packet of a flow.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Opener {
+    /// A workload of this host.
+    Local,
+    /// The peer's workload.
+    Peer,
+}
+
+/// Bytes and packets of a flow, counted as IP packets (a super-packet is one).
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct FlowSummary {
+    /// Bytes from the device to the tunnel.
+    pub bytes_sent: u64,
+    /// Bytes from the tunnel to the device.
+    pub bytes_received: u64,
+}
+
+/// One flow.
+#[derive(Debug)]
+pub struct Flow {
+    /// The tunnel that carries both directions.
+    pub tunnel: TunnelId,
+    /// Who opened it.
+    pub opener: Opener,
+    /// The policy generation that decided it last.
+    pub generation: u64,
+    /// The decision.
+    pub why: Arc<Why>,
+    /// The last packet in either direction.
+    pub last_seen: Instant,
+    /// What it carried.
+    pub counts: FlowSummary,
+    /// Until when the peer's refusal holds.
+    pub refused_until: Option<Instant>,
+    /// The local opener's first packet, kept until the peer answers, so that a refusal can be passed on at once.
+    pub opening: Option<Box<[u8]>>,
+    closing: bool,
+}
+
+impl Flow {
+    /// A flow whose first packet is seen at `now`.
+    pub const fn new(
+        tunnel: TunnelId,
+        opener: Opener,
+        generation: u64,
+        why: Arc<Why>,
+        now: Instant,
+    ) -> Self {
+        Self {
+            tunnel,
+            opener,
+            generation,
+            why,
+            last_seen: now,
+            counts: FlowSummary {
+                bytes_sent: 0,
+                bytes_received: 0,
+            },
+            refused_until: None,
+            opening: None,
+            closing: false,
+        }
+    }
+
+    /// What it carried so far.
+    pub const fn summary(&self) -> FlowSummary {
+        self.counts
+    }
+
+    /// Notes a packet's TCP flags: after FIN or RST the flow is short-lived, a new SYN revives it.
+    pub const fn note_flags(&mut self, flags: Option<TcpFlags>) {
+        if let Some(flags) = flags {
+            if flags.is_fin() || flags.is_rst() {
+                self.closing = true;
+            } else if flags.is_syn_only() {
+                self.closing = false;
+            }
+        }
+    }
+}
+
+/// Flows by five-tuple, local end first.
+#[derive(Debug)]
+pub struct FlowTable {
+    limits: FlowLimits,
+    flows: HashMap<FiveTuple, Flow>,
+    /// When to look at a flow next. A look finds the true deadline, so that packets need not touch this.
+    looks: BTreeSet<(Instant, FiveTuple)>,
+    per_tunnel: BTreeMap<TunnelId, usize>,
+    live_changes: VecDeque<(TunnelId, bool)>,
+}
+
+impl FlowTable {
+    /// An empty table.
+    pub fn new(limits: FlowLimits) -> Self {
+        Self {
+            limits,
+            flows: HashMap::new(),
+            looks: BTreeSet::new(),
+            per_tunnel: BTreeMap::new(),
+            live_changes: VecDeque::new(),
+        }
+    }
+
+    /// How many flows there are.
+    pub fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Tells whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.flows.is_empty()
+    }
+
+    /// Flows in the order of their next look, which the same inputs always make the same.
+    pub fn iter(&self) -> impl Iterator<Item = (&FiveTuple, &Flow)> {
+        self.looks
+            .iter()
+            .filter_map(|(_, tuple)| self.flows.get_key_value(tuple))
+    }
+
+    /// The flow of `tuple`.
+    pub fn find(&mut self, tuple: &FiveTuple) -> Option<&mut Flow> {
+        self.flows.get_mut(tuple)
+    }
+
+    /// Adds a flow, replacing one of the same tuple.
+    ///
+    /// # Errors
+    /// [`DropReason::FlowTableFull`] when the table or the tunnel's share of it is full.
+    pub fn insert(&mut self, tuple: FiveTuple, flow: Flow) -> Result<&mut Flow, DropReason> {
+        self.remove(&tuple);
+        let share = self.per_tunnel.entry(flow.tunnel).or_default();
+        if self.flows.len() >= self.limits.total || *share >= self.limits.per_tunnel {
+            return Err(DropReason::FlowTableFull);
+        }
+        *share += 1;
+        if *share == 1 {
+            self.live_changes.push_back((flow.tunnel, true));
+        }
+        self.looks
+            .insert((deadline(&self.limits, &tuple, &flow), tuple));
+        Ok(self.flows.entry(tuple).insert(flow).into_mut())
+    }
+
+    /// Moves a flow to another tunnel.
+    pub fn rebind(&mut self, tuple: &FiveTuple, tunnel: TunnelId) {
+        if let Some(flow) = self.flows.get_mut(tuple)
+            && flow.tunnel != tunnel
+        {
+            let old = std::mem::replace(&mut flow.tunnel, tunnel);
+            self.leave(old);
+            let share = self.per_tunnel.entry(tunnel).or_default();
+            *share += 1;
+            if *share == 1 {
+                self.live_changes.push_back((tunnel, true));
+            }
+        }
+    }
+
+    /// Removes a flow.
+    pub fn remove(&mut self, tuple: &FiveTuple) -> Option<Flow> {
+        let flow = self.flows.remove(tuple)?;
+        self.leave(flow.tunnel);
+        Some(flow)
+    }
+
+    /// Removes and returns the next flow whose time is over.
+    pub fn expire(&mut self, now: Instant) -> Option<(FiveTuple, Flow)> {
+        while let Some(&(look, tuple)) = self.looks.first() {
+            if look > now {
+                return None;
+            }
+            self.looks.pop_first();
+            let Some(flow) = self.flows.get(&tuple) else {
+                continue;
+            };
+            let due = deadline(&self.limits, &tuple, flow);
+            if due <= now {
+                return self.remove(&tuple).map(|flow| (tuple, flow));
+            }
+            // A flow may stand in `looks` twice (removed and opened again): one entry is enough.
+            self.looks.insert((due, tuple));
+        }
+        None
+    }
+
+    /// The next look, at which something may expire.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.looks.first().map(|&(look, _)| look)
+    }
+
+    /// The next tunnel that gained its first flow or lost its last.
+    pub fn poll_live(&mut self) -> Option<(TunnelId, bool)> {
+        self.live_changes.pop_front()
+    }
+
+    fn leave(&mut self, tunnel: TunnelId) {
+        if let Some(share) = self.per_tunnel.get_mut(&tunnel) {
+            *share = share.saturating_sub(1);
+            if *share == 0 {
+                self.per_tunnel.remove(&tunnel);
+                self.live_changes.push_back((tunnel, false));
+            }
+        }
+    }
+}
+
+fn deadline(limits: &FlowLimits, tuple: &FiveTuple, flow: &Flow) -> Instant {
+    let idle = match (tuple.protocol, flow.closing) {
+        (protocol::TCP, true) => limits.tcp_closing,
+        (protocol::TCP, false) => limits.tcp_idle,
+        _ => limits.other_idle,
+    };
+    flow.last_seen + idle
+}

@@ -1,0 +1,137 @@
+//! The ruleset as one value, rendered to nft text. Pure: `command` hands the text to nft.
+//!
+//! `table.nft` and `family.nft` hold the chains; why each line stands where it does is written in `ARCHITECTURE.md`
+//! and at the lines themselves. The sets `own*` and `tf*` are filled by the packet path (plaintext flows opened by
+//! this host; flows seen from the TUN): whatever else changes, they are kept, because losing them cuts the first kind
+//! off and lets replies of the second kind out in plaintext. No other set is emptied or made anew either. So the
+//! specification of a set or the hook of a chain must not change under the same name.
+
+pub(in crate::host) mod command;
+mod elements;
+mod marks;
+
+use std::collections::BTreeSet;
+
+pub use elements::Elements;
+pub(in crate::host) use marks::mark_conflicts;
+
+use crate::{
+    host::{HostError, HostSettings},
+    policy::Steering,
+};
+
+const TABLE: &str = include_str!("nftables/table.nft");
+const FAMILY: &str = include_str!("nftables/family.nft");
+/// Elements per statement, so that no line grows without bound.
+const ELEMENTS_PER_STATEMENT: usize = 500;
+/// An empty chain of this name says that the table is ours.
+pub(in crate::host) const MARKER: &str = "made_by_identun";
+pub(in crate::host) const COUNTERS: [&str; 4] =
+    ["c_cross_plain", "c_cross_tun", "c_strict", "c_guard"];
+
+/// Everything nft has to know: names, marks and elements.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Ruleset {
+    settings: HostSettings,
+    elements: Elements,
+}
+
+/// The chains and sets of an existing table.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Present {
+    /// Chains by name.
+    pub chains: BTreeSet<String>,
+    /// Sets by name.
+    pub sets: BTreeSet<String>,
+}
+
+impl Ruleset {
+    /// The ruleset for these settings and this policy; names and marks that could not be rendered are an error.
+    pub fn new(settings: &HostSettings, steering: &Steering) -> Result<Self, HostError> {
+        settings.check()?;
+        let interfaces = settings.workload_interfaces.iter().map(String::as_str);
+        Ok(Self {
+            settings: settings.clone(),
+            elements: Elements::new(steering, interfaces),
+        })
+    }
+
+    /// The text that creates the table on a host that has none.
+    pub fn create(&self) -> String {
+        let mut text = format!("table inet {} {{\n", self.settings.table);
+        text.push_str(&self.declarations());
+        text.push_str(&self.chains());
+        text.push_str("}\n");
+        self.elements.add_all(&self.settings.table, &mut text);
+        text
+    }
+
+    /// The text that gives the table of an earlier run this ruleset's sets and elements, by differences from what the
+    /// sets `hold`: an element that stays is there at every moment.
+    pub fn adopt(&self, hold: &Elements) -> String {
+        let table = &self.settings.table;
+        let declarations = self.declarations();
+        let differences = self.elements.difference(hold, table);
+        format!("table inet {table} {{\n{declarations}}}\n{differences}")
+    }
+
+    /// The text that gives such a table this ruleset's chains, whatever theirs were. Chains that stay are refilled and
+    /// not made anew: their hooks are registered throughout, and a packet meets the old rules or the new. To come
+    /// after [`Self::adopt`] in a transaction of its own, because elements of a new interval set are visible only
+    /// some time after the rules of the transaction that brings them.
+    pub fn refill(&self, present: &Present) -> String {
+        let table = &self.settings.table;
+        let chains = self.chains();
+        let mut text = String::new();
+        for chain in &present.chains {
+            text.push_str(&format!("flush chain inet {table} {chain}\n"));
+        }
+        let stays = |chain: &str| chains.contains(&format!("  chain {chain} {{"));
+        for chain in present.chains.iter().filter(|chain| !stays(chain)) {
+            text.push_str(&format!("delete chain inet {table} {chain}\n"));
+        }
+        let ours: Vec<_> = elements::specifications();
+        for set in &present.sets {
+            if !ours.iter().any(|(name, _)| name == set) {
+                text.push_str(&format!("delete set inet {table} {set}\n"));
+            }
+        }
+        text.push_str(&format!("table inet {table} {{\n{chains}}}\n"));
+        text
+    }
+
+    /// The text that turns the elements of `old` into those of this ruleset; `None` when nothing differs.
+    pub fn difference(&self, old: &Self) -> Option<String> {
+        let text = self
+            .elements
+            .difference(&old.elements, &self.settings.table);
+        (!text.is_empty()).then_some(text)
+    }
+
+    fn declarations(&self) -> String {
+        let mut text = String::new();
+        for (set, specification) in elements::specifications() {
+            text.push_str(&format!("  set {set} {{ {specification} }}\n"));
+        }
+        for counter in COUNTERS {
+            text.push_str(&format!("  counter {counter} {{ packets 0 bytes 0 }}\n"));
+        }
+        text
+    }
+
+    fn chains(&self) -> String {
+        let settings = &self.settings;
+        let mut text = TABLE.to_owned();
+        for (family, ip) in [("4", "ip"), ("6", "ip6")] {
+            text.push_str(&FAMILY.replace("$F", family).replace("$IP", ip));
+        }
+        text.replace("$MARKER", MARKER)
+            .replace("$TUNNEL", &format!("{:#x}", settings.tunnel_mark))
+            .replace("$TUN", &settings.tun_name)
+            .replace("$MASK", &format!("{:#x}", settings.mark_mask))
+            .replace("$KEEP", &format!("{:#x}", !settings.mark_mask))
+            .replace("$BYPASS", &format!("{:#x}", settings.bypass_mark))
+            .replace("$PORT", &settings.port.to_string())
+            .replace("$UID", &settings.daemon_uid.to_string())
+    }
+}

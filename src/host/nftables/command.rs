@@ -1,0 +1,160 @@
+//! Runs nft: one text in, one transaction; listings out as JSON.
+
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use serde_json::Value;
+
+use crate::host::{
+    HostError, SteeringCounters,
+    nftables::{COUNTERS, Elements, MARKER, Present, elements},
+};
+
+/// Where administrators' programs live whatever PATH says; looked at before PATH, because the daemon is root.
+const SYSTEM_FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/usr/local/sbin"];
+
+/// The nft program, `None` when it is not installed.
+pub(in crate::host) fn find() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = SYSTEM_FOLDERS.iter().map(PathBuf::from);
+    folders
+        .chain(std::env::split_paths(&path))
+        .filter(|folder| folder.is_absolute())
+        .map(|folder| folder.join("nft"))
+        .find(|program| is_file(program))
+}
+
+/// Hands `text` to `nft -f -`: all of it or nothing takes effect.
+pub(in crate::host) fn apply(text: &str) -> Result<(), HostError> {
+    run("apply the ruleset", &["-f", "-"], text).map(drop)
+}
+
+/// What the table holds: `None` when there is no such table, `TableTaken` when somebody else made it.
+pub(in crate::host) fn present(table: &str) -> Result<Option<Present>, HostError> {
+    let tables = list("list the tables", &["-j", "list", "tables"])?;
+    let exists = objects(&tables, "table").any(|object| {
+        text(object, "family") == Some("inet") && text(object, "name") == Some(table)
+    });
+    if !exists {
+        return Ok(None);
+    }
+    // -t: the sets of the packet path can hold hundreds of thousands of elements
+    let arguments = ["-j", "-t", "list", "table", "inet", table];
+    let listing = list("list the table", &arguments)?;
+    let names = |kind| {
+        objects(&listing, kind)
+            .filter_map(|object| text(object, "name").map(str::to_owned))
+            .collect()
+    };
+    let present = Present {
+        chains: names("chain"),
+        sets: names("set"),
+    };
+    if !present.chains.contains(MARKER) {
+        return Err(HostError::TableTaken {
+            table: table.to_owned(),
+        });
+    }
+    Ok(Some(present))
+}
+
+/// The elements of the sets among `present` that are filled from policy.
+pub(in crate::host) fn elements(table: &str, present: &Present) -> Result<Elements, HostError> {
+    let mut elements = Elements::default();
+    for set in present
+        .sets
+        .iter()
+        .filter(|set| elements::is_from_policy(set))
+    {
+        let arguments = ["-j", "list", "set", "inet", table, set];
+        let listing = list("list a set", &arguments)?;
+        for object in objects(&listing, "set") {
+            elements.read(set, object);
+        }
+    }
+    Ok(elements)
+}
+
+/// Deletes the table.
+pub(in crate::host) fn delete(table: &str) -> Result<(), HostError> {
+    run("delete the table", &["delete", "table", "inet", table], "").map(drop)
+}
+
+/// The packet counters of the table.
+pub(in crate::host) fn counters(table: &str) -> Result<SteeringCounters, HostError> {
+    let listing = list(
+        "read the counters",
+        &["-j", "list", "counters", "table", "inet", table],
+    )?;
+    let packets = |name: &str| {
+        objects(&listing, "counter")
+            .find(|object| text(object, "name") == Some(name))
+            .and_then(|object| object.get("packets")?.as_u64())
+            .unwrap_or(0)
+    };
+    let [cross_plain, cross_tunnel, strict, guard] = COUNTERS.map(packets);
+    Ok(SteeringCounters {
+        cross_plain,
+        cross_tunnel,
+        strict,
+        guard,
+    })
+}
+
+/// Every rule of every table, as nft's JSON objects.
+pub(in crate::host) fn rules() -> Result<Vec<Value>, HostError> {
+    let listing = list("list the ruleset", &["-j", "-t", "list", "ruleset"])?;
+    Ok(objects(&listing, "rule").cloned().collect())
+}
+
+fn list(operation: &'static str, arguments: &[&str]) -> Result<Value, HostError> {
+    let output = run(operation, arguments, "")?;
+    serde_json::from_slice(&output).map_err(|source| HostError::NftListing { operation, source })
+}
+
+fn run(operation: &'static str, arguments: &[&str], input: &str) -> Result<Vec<u8>, HostError> {
+    let program = find().ok_or(HostError::NftMissing)?;
+    let failed = |source: io::Error| HostError::NftStart { operation, source };
+    let mut child = Command::new(program)
+        .args(arguments)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    // nft reads all of its input before it says anything, so this cannot block on its output; when it ends before
+    // it has read everything, its own words explain more than the broken pipe
+    let written = child
+        .stdin
+        .take()
+        .map(|mut pipe| pipe.write_all(input.as_bytes()));
+    let output = child.wait_with_output().map_err(failed)?;
+    if output.status.success() {
+        written.transpose().map_err(failed)?;
+        return Ok(output.stdout);
+    }
+    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if message.contains("Operation not permitted") {
+        return Err(HostError::Permission { operation });
+    }
+    Err(HostError::Nft { operation, message })
+}
+
+fn objects<'a>(listing: &'a Value, kind: &'static str) -> impl Iterator<Item = &'a Value> {
+    let all = listing.get("nftables").and_then(Value::as_array);
+    all.into_iter()
+        .flatten()
+        .filter_map(move |object| object.get(kind))
+}
+
+fn text<'a>(object: &'a Value, key: &str) -> Option<&'a str> {
+    object.get(key).and_then(Value::as_str)
+}
+
+fn is_file(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| metadata.is_file())
+}

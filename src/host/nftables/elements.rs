@@ -1,0 +1,273 @@
+//! The sets of the ruleset and their elements, as nft writes them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use ipnetwork::IpNetwork;
+use serde_json::Value;
+
+use crate::{host::nftables::ELEMENTS_PER_STATEMENT, policy::Steering};
+
+/// Set name to elements, each in nft's own notation (`10.0.0.1 . 10.0.0.2 . 6 . 80`; protocols as numbers).
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Elements(BTreeMap<String, BTreeSet<String>>);
+
+impl Elements {
+    /// The elements of a compiled policy and of the interfaces behind which workloads are forwarded.
+    pub fn new<'a>(steering: &Steering, interfaces: impl Iterator<Item = &'a str>) -> Self {
+        let mut elements = Self::default();
+        elements.ports("must", &steering.must);
+        elements.ports("plain", &steering.plain);
+        for (source, destination) in &steering.must_all {
+            elements.pair("must_all", *source, *destination, "");
+        }
+        let networks = steering.must_net.iter();
+        let networks = networks.map(|(source, network, protocol, port)| {
+            ((*source, format!(" . {protocol} . {port}")), *network)
+        });
+        elements.networks("must_net", networks);
+        let networks = steering.must_all_net.iter();
+        let networks = networks.map(|(source, network)| ((*source, String::new()), *network));
+        elements.networks("must_all_net", networks);
+        elements.locals("strict_port", &steering.strict_port);
+        elements.locals("permissive_port", &steering.permissive_port);
+        for address in &steering.strict_all {
+            elements.put("strict_all", Some(*address), address.to_string());
+        }
+        for address in &steering.peers {
+            elements.put("peer", Some(*address), address.to_string());
+        }
+        for (protocol, port) in &steering.exempt {
+            elements.put("exempt", None, format!("{protocol} . {port}"));
+        }
+        for interface in interfaces {
+            elements.put("wl_if", None, format!("\"{interface}\""));
+            elements.put("wl_idx", None, format!("\"{interface}\""));
+        }
+        elements
+    }
+
+    /// Takes in the elements of one set from nft's JSON listing of it.
+    pub(in crate::host) fn read(&mut self, set: &str, listing: &Value) {
+        let elements = listing.get("elem").and_then(Value::as_array);
+        let read = elements.into_iter().flatten();
+        let read = read.filter_map(|element| notation(element, set.starts_with("wl_")));
+        self.0.entry(set.to_owned()).or_default().extend(read);
+    }
+
+    /// Appends the statements that add every element.
+    pub fn add_all(&self, table: &str, text: &mut String) {
+        for (set, elements) in &self.0 {
+            statements("add", table, set, elements.iter().map(String::as_str), text);
+        }
+    }
+
+    /// The statements that turn `old` into this, deletions first (a network may be replaced by one that overlaps it).
+    pub fn difference(&self, old: &Self, table: &str) -> String {
+        let mut text = String::new();
+        for (verb, from, without) in [("delete", old, self), ("add", self, old)] {
+            for (set, elements) in &from.0 {
+                let same = without.0.get(set);
+                let differing = elements
+                    .iter()
+                    .filter(|element| !same.is_some_and(|same| same.contains(*element)));
+                statements(verb, table, set, differing.map(String::as_str), &mut text);
+            }
+        }
+        text
+    }
+
+    fn ports(&mut self, set: &str, rules: &BTreeSet<(IpAddr, IpAddr, u8, u16)>) {
+        for (source, destination, protocol, port) in rules {
+            self.pair(
+                set,
+                *source,
+                *destination,
+                &format!(" . {protocol} . {port}"),
+            );
+        }
+    }
+
+    fn locals(&mut self, set: &str, rules: &BTreeSet<(IpAddr, u8, u16)>) {
+        for (address, protocol, port) in rules {
+            let element = format!("{address} . {protocol} . {port}");
+            self.put(set, Some(*address), element);
+        }
+    }
+
+    fn pair(&mut self, set: &str, source: IpAddr, destination: IpAddr, rest: &str) {
+        // no packet has addresses of two families
+        if source.is_ipv4() == destination.is_ipv4() {
+            self.put(set, Some(source), format!("{source} . {destination}{rest}"));
+        }
+    }
+
+    /// Networks by (source, rest of the element). The kernel refuses intervals that overlap in one set, and a network
+    /// inside another one says nothing more: only the outermost are rendered.
+    fn networks(
+        &mut self,
+        set: &str,
+        networks: impl Iterator<Item = ((IpAddr, String), IpNetwork)>,
+    ) {
+        let mut by_key: BTreeMap<_, BTreeSet<(u8, IpAddr)>> = BTreeMap::new();
+        for (key, network) in networks {
+            // no packet has addresses of two families
+            if key.0.is_ipv4() == network.is_ipv4() {
+                by_key
+                    .entry(key)
+                    .or_default()
+                    .insert((network.prefix(), network.network()));
+            }
+        }
+        for ((source, rest), networks) in by_key {
+            for (length, first) in &networks {
+                if !(0..*length)
+                    .any(|shorter| networks.contains(&(shorter, start(*first, shorter))))
+                {
+                    let network = if *length == full(*first) {
+                        first.to_string()
+                    } else {
+                        format!("{first}/{length}")
+                    };
+                    self.put(set, Some(source), format!("{source} . {network}{rest}"));
+                }
+            }
+        }
+    }
+
+    fn put(&mut self, set: &str, family: Option<IpAddr>, element: String) {
+        let set = match family {
+            Some(IpAddr::V4(_)) => format!("{set}4"),
+            Some(IpAddr::V6(_)) => format!("{set}6"),
+            None => set.to_owned(),
+        };
+        self.0.entry(set).or_default().insert(element);
+    }
+}
+
+/// Every set of the table with its specification.
+pub(super) fn specifications() -> Vec<(String, String)> {
+    let mut sets = Vec::new();
+    let mut declare = |name: String, kind: &str| sets.push((name, format!("type {kind};")));
+    let port = "inet_proto . inet_service";
+    let families = [("4", "ipv4_addr"), ("6", "ipv6_addr")];
+    // these first: a replacement keeps them and puts the others behind them, so that the order stays
+    for (family, ip) in families {
+        let flow = format!("{ip} . {ip} . {port} . inet_service; flags dynamic,timeout");
+        declare(
+            format!("own{family}"),
+            &format!("{flow}; size 65536; timeout 10m"),
+        );
+        declare(
+            format!("tf{family}"),
+            &format!("{flow}; size 262144; timeout 1h"),
+        );
+    }
+    for (family, ip) in families {
+        let (pair, pair_port) = (format!("{ip} . {ip}"), format!("{ip} . {ip} . {port}"));
+        declare(format!("must{family}"), &pair_port);
+        declare(
+            format!("must_net{family}"),
+            &format!("{pair_port}; flags interval"),
+        );
+        declare(format!("plain{family}"), &pair_port);
+        declare(format!("must_all{family}"), &pair);
+        declare(
+            format!("must_all_net{family}"),
+            &format!("{pair}; flags interval"),
+        );
+        declare(format!("strict_port{family}"), &format!("{ip} . {port}"));
+        declare(
+            format!("permissive_port{family}"),
+            &format!("{ip} . {port}"),
+        );
+        declare(format!("strict_all{family}"), ip);
+        declare(format!("peer{family}"), ip);
+    }
+    declare("exempt".to_owned(), port);
+    declare("wl_if".to_owned(), "ifname");
+    // the same interfaces by number: nft 1.0.6 cannot look "fib oifname" up in a set of names
+    declare("wl_idx".to_owned(), "iface_index");
+    sets
+}
+
+/// Tells whether a set is ours and holds what policy and settings say, not what the packet path has put there.
+pub(super) fn is_from_policy(set: &str) -> bool {
+    let dynamic = matches!(set, "own4" | "own6" | "tf4" | "tf6");
+    !dynamic && specifications().iter().any(|(name, _)| name == set)
+}
+
+fn statements<'a>(
+    verb: &str,
+    table: &str,
+    set: &str,
+    elements: impl Iterator<Item = &'a str>,
+    text: &mut String,
+) {
+    let elements: Vec<&str> = elements.collect();
+    for chunk in elements.chunks(ELEMENTS_PER_STATEMENT) {
+        let list = chunk.join(", ");
+        text.push_str(&format!("{verb} element inet {table} {set} {{ {list} }}\n"));
+    }
+}
+
+/// The first address of the network of this length that holds the address.
+fn start(address: IpAddr, length: u8) -> IpAddr {
+    IpNetwork::new(address, length).map_or(address, |network| network.network())
+}
+
+/// The length of a network of one address.
+fn full(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+/// An element of a JSON listing as [`Elements`] would write it; `None` for forms that nft does not put in sets like
+/// ours.
+fn notation(element: &Value, interfaces: bool) -> Option<String> {
+    let part = |part: &Value| notation(part, interfaces);
+    if let Some(text) = element.as_str() {
+        return Some(if interfaces {
+            format!("\"{text}\"")
+        } else {
+            word(text)
+        });
+    }
+    if element.is_u64() {
+        return Some(element.to_string());
+    }
+    if let Some(parts) = element.get("concat").and_then(Value::as_array) {
+        return Some(
+            parts
+                .iter()
+                .map(part)
+                .collect::<Option<Vec<_>>>()?
+                .join(" . "),
+        );
+    }
+    if let Some(prefix) = element.get("prefix") {
+        return Some(format!(
+            "{}/{}",
+            part(prefix.get("addr")?)?,
+            prefix.get("len")?.as_u64()?
+        ));
+    }
+    if let Some(ends) = element.get("range").and_then(Value::as_array) {
+        return Some(ends.iter().map(part).collect::<Option<Vec<_>>>()?.join("-"));
+    }
+    // an element with a comment, counter or timeout
+    part(element.get("elem")?.get("val")?)
+}
+
+/// An address in Rust's spelling, a protocol as number, anything else as it is.
+fn word(text: &str) -> String {
+    match text {
+        "tcp" => "6".to_owned(),
+        "udp" => "17".to_owned(),
+        "sctp" => "132".to_owned(),
+        _ => text
+            .parse()
+            .map_or_else(|_| text.to_owned(), |address: IpAddr| address.to_string()),
+    }
+}

@@ -1,0 +1,138 @@
+//! Where received datagrams lie: 64 KiB buffers that `recvmmsg` fills and that sessions hold slices of.
+//!
+//! A buffer is used again once every slice of it is gone, which is at once for inner packets. A session that keeps a
+//! slice (a piece of a capsule out of order) keeps its buffer; the pool replaces that one.
+#![expect(unsafe_code, reason = "a reclaimed buffer is not zeroed again")]
+
+use std::{array, io::IoSliceMut};
+
+use bytes::BytesMut;
+use quinn_udp::{BATCH_SIZE, RecvMeta};
+
+/// The largest UDP payload, and more than a GRO batch can hold: nothing is ever truncated.
+const BUFFER_LEN: usize = 1 << 16;
+
+/// Buffers for one receive call.
+#[derive(Debug)]
+pub struct ReceivePool {
+    buffers: [BytesMut; BATCH_SIZE],
+    metas: [RecvMeta; BATCH_SIZE],
+    /// How many buffers the last call used.
+    used: usize,
+}
+
+impl Default for ReceivePool {
+    fn default() -> Self {
+        Self {
+            buffers: array::from_fn(|_| BytesMut::zeroed(BUFFER_LEN)),
+            metas: [RecvMeta::default(); BATCH_SIZE],
+            used: 0,
+        }
+    }
+}
+
+impl ReceivePool {
+    /// Makes every buffer whole and lets `receive` fill them; it says how many it used.
+    pub(super) fn fill<E>(
+        &mut self,
+        receive: impl FnOnce(&mut [IoSliceMut<'_>], &mut [RecvMeta]) -> Result<usize, E>,
+    ) -> Result<(), E> {
+        self.buffers.iter_mut().take(self.used).for_each(restore);
+        self.used = 0;
+        let mut slices = self
+            .buffers
+            .each_mut()
+            .map(|buffer| IoSliceMut::new(buffer));
+        self.used = receive(&mut slices, &mut self.metas)?;
+        Ok(())
+    }
+
+    /// Takes the received datagrams out, each a slice of its buffer.
+    pub(super) fn drain(&mut self, mut take: impl FnMut(&RecvMeta, BytesMut)) {
+        for (buffer, meta) in self.buffers.iter_mut().zip(&self.metas).take(self.used) {
+            let mut batch = buffer.split_to(meta.len.min(buffer.len()));
+            while !batch.is_empty() {
+                take(meta, batch.split_to(meta.stride.clamp(1, batch.len())));
+            }
+        }
+    }
+}
+
+/// Gives a buffer its full length back, in its old memory where no slice of it is left.
+fn restore(buffer: &mut BytesMut) {
+    buffer.clear();
+    if buffer.try_reclaim(BUFFER_LEN) && buffer.capacity() == BUFFER_LEN {
+        // SAFETY: the buffer's memory is one allocation of exactly BUFFER_LEN bytes, all of them set when `zeroed` made
+        // it. A capacity of BUFFER_LEN means that the buffer begins at its first byte, so the new length covers bytes
+        // that are within the allocation and initialised.
+        unsafe { buffer.set_len(BUFFER_LEN) };
+    } else {
+        *buffer = BytesMut::zeroed(BUFFER_LEN);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    /// Fills the first buffer with `len` bytes of `value` in datagrams of `stride`.
+    fn fill(pool: &mut ReceivePool, len: usize, stride: usize, value: u8) -> *const u8 {
+        let mut start = std::ptr::null();
+        pool.fill(|slices, metas| {
+            assert!(slices.iter().all(|slice| slice.len() == BUFFER_LEN));
+            slices[0][..len].fill(value);
+            start = slices[0].as_ptr();
+            metas[0] = RecvMeta {
+                len,
+                stride,
+                ..RecvMeta::default()
+            };
+            Ok::<_, Infallible>(1)
+        })
+        .unwrap();
+        start
+    }
+
+    fn drain(pool: &mut ReceivePool) -> Vec<BytesMut> {
+        let mut out = Vec::new();
+        pool.drain(|_, data| out.push(data));
+        out
+    }
+
+    #[test]
+    fn a_batch_is_split_by_its_stride_and_the_last_may_be_short() {
+        let mut pool = ReceivePool::default();
+        fill(&mut pool, 2_500, 1_200, 7);
+        let lengths: Vec<_> = drain(&mut pool).iter().map(|data| data.len()).collect();
+        assert_eq!(lengths, [1_200, 1_200, 100]);
+    }
+
+    #[test]
+    fn an_empty_datagram_is_nothing() {
+        let mut pool = ReceivePool::default();
+        fill(&mut pool, 0, 0, 0);
+        assert_eq!(drain(&mut pool).len(), 0);
+        fill(&mut pool, 10, 10, 0);
+        assert_eq!(drain(&mut pool).len(), 1);
+    }
+
+    #[test]
+    fn a_buffer_without_slices_is_used_again() {
+        let mut pool = ReceivePool::default();
+        let first = fill(&mut pool, 60_000, 1_400, 1);
+        drop(drain(&mut pool));
+        assert_eq!(fill(&mut pool, 60_000, 1_400, 2), first);
+    }
+
+    #[test]
+    fn a_slice_that_is_kept_keeps_its_bytes() {
+        let mut pool = ReceivePool::default();
+        fill(&mut pool, 4_000, 1_000, 1);
+        let kept = drain(&mut pool).swap_remove(2);
+        fill(&mut pool, BUFFER_LEN, 1_000, 2);
+        assert!(kept.iter().all(|&byte| byte == 1));
+        assert_eq!(drain(&mut pool).len(), BUFFER_LEN.div_ceil(1_000));
+    }
+}

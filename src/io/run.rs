@@ -1,0 +1,500 @@
+//! The loop: sleep, take what is ready, let the shard work, send what it has.
+
+use std::{
+    collections::VecDeque,
+    error::Error,
+    io, iter,
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, TryRecvError},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use crate::{
+    device::{MAX_FRAME, PacketDevice},
+    engine::EngineEvent,
+    identity::WallClock,
+    io::{
+        Command, ReceivePool, Underlay,
+        counts::{Counters, count},
+        poller::{Poller, Ready},
+    },
+    shard::{Event, Shard},
+    tunnel::Transmit,
+    wire::DropReason,
+};
+
+/// Super-packets read from the device in one turn.
+const DEVICE_BATCH: usize = 16;
+/// Bytes of frames that wait for the device to take more.
+const MAX_BACKLOG: usize = 4 << 20;
+/// How long a stopping loop tries to send what is queued.
+const STOP_WITHIN: Duration = Duration::from_millis(500);
+/// How often a shard that wants no packets from the device is asked again when nothing else happens.
+const RECHECK_DEVICE: Duration = Duration::from_millis(100);
+/// Own tunnel packets that come back out of the device within [`LOOP_WINDOW`] before the loop gives up. Each is proof:
+/// only our own socket sends from this address and port. A dial repeats its first packets after one second.
+const LOOP_LIMIT: u32 = 4;
+const LOOP_WINDOW: Duration = Duration::from_secs(10);
+
+/// What the loop and its handle share.
+pub(super) struct Channels {
+    pub(super) commands: Receiver<Command>,
+    pub(super) events: SyncSender<Event>,
+    pub(super) wake: Arc<OwnedFd>,
+    pub(super) counters: Arc<Counters>,
+}
+
+/// Why a loop ended by itself.
+#[derive(Debug, thiserror::Error)]
+enum RunError {
+    #[error("cannot read the device")]
+    Device(#[source] io::Error),
+    #[error(
+        "self-capture loop: our own tunnel packets come back out of the device; the steering rules do not let packets \
+         with the bypass mark pass"
+    )]
+    Loop,
+    #[error("cannot wait for input")]
+    Poll(#[source] io::Error),
+}
+
+/// A shard with its devices; see the module.
+pub(super) struct Runner<D> {
+    shard: Shard,
+    device: D,
+    underlay: Underlay,
+    clock: WallClock,
+    channels: Channels,
+    poller: Poller,
+    pool: ReceivePool,
+    /// The frame read from the device.
+    frame: Vec<u8>,
+    /// The frame to be written to the device.
+    delivery: Vec<u8>,
+    backlog: Backlog,
+    outgoing: Outgoing,
+    loops: LoopGuard,
+    stop_by: Option<Instant>,
+}
+
+impl<D: PacketDevice> Runner<D> {
+    pub(super) fn new(
+        shard: Shard,
+        device: D,
+        underlay: Underlay,
+        clock: WallClock,
+        channels: Channels,
+    ) -> io::Result<Self> {
+        let device_fd = device.fd().ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the device has no descriptor to wait for",
+            )
+        })?;
+        let poller = Poller::new(device_fd, underlay.as_fd(), Arc::clone(&channels.wake))?;
+        let (_, unix_seconds) = system_clocks();
+        clock.set(unix_seconds);
+        Ok(Self {
+            shard,
+            device,
+            underlay,
+            clock,
+            channels,
+            poller,
+            pool: ReceivePool::default(),
+            frame: vec![0; MAX_FRAME],
+            delivery: Vec::with_capacity(MAX_FRAME),
+            backlog: Backlog::default(),
+            outgoing: Outgoing::default(),
+            loops: LoopGuard::default(),
+            stop_by: None,
+        })
+    }
+
+    /// Runs until told to stop or unable to go on, and says why it ended.
+    pub(super) fn run(mut self) -> String {
+        match self.turns() {
+            Ok(()) => String::from("stopped"),
+            Err(error) => with_causes(&error),
+        }
+    }
+
+    fn turns(&mut self) -> Result<(), RunError> {
+        // What the control plane said before the first packet comes first.
+        let mut ready = Ready {
+            wake: true,
+            ..Ready::default()
+        };
+        loop {
+            let now = self.tick();
+            if ready.wake {
+                self.take_commands(now);
+            }
+            if ready.socket {
+                self.read_underlay(now);
+            }
+            if ready.device {
+                self.read_device(ready.device_error, now)?;
+            }
+            // After the input: what has come in time must not time out because the loop was late.
+            if self.shard.poll_timeout().is_some_and(|due| due <= now) {
+                self.shard.handle_timeout(now);
+            }
+            self.write_device();
+            self.write_underlay(now);
+            // Sending may have let the shard deliver more.
+            self.write_device();
+            self.report(now)?;
+            if self.may_stop(now) {
+                return Ok(());
+            }
+            ready = self.sleep(now).map_err(RunError::Poll)?;
+        }
+    }
+
+    /// The time of this turn; the wall clock is passed on.
+    fn tick(&self) -> Instant {
+        let (now, unix_seconds) = system_clocks();
+        self.clock.set(unix_seconds);
+        now
+    }
+
+    fn take_commands(&mut self, now: Instant) {
+        loop {
+            match self.channels.commands.try_recv() {
+                Ok(Command::Config { identities, policy }) => {
+                    self.shard.handle_config(identities, policy, now)
+                }
+                Ok(Command::Drain { reason }) => self.shard.handle_drain(&reason, now),
+                Ok(Command::Seed(tuples)) => self.shard.handle_seed(&tuples, now),
+                // Whoever asked may have gone.
+                Ok(Command::Snapshot(reply)) => drop(reply.try_send(self.shard.snapshot())),
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => {
+                    self.stop_by.get_or_insert(now + STOP_WITHIN);
+                    return;
+                }
+                Err(TryRecvError::Empty) => return,
+            }
+        }
+    }
+
+    /// Reads frames while the shard wants them. A device that reports an error is read all the same, to learn which.
+    fn read_device(&mut self, failed: bool, now: Instant) -> Result<(), RunError> {
+        for _ in 0..DEVICE_BATCH {
+            if !self.shard.wants_device() {
+                // Sending makes room, if anything does.
+                self.write_underlay(now);
+                if !self.shard.wants_device() && !failed {
+                    return Ok(());
+                }
+            }
+            match self.device.read(&mut self.frame) {
+                Ok(length) => {
+                    if let Some(frame) = self.frame.get_mut(..length) {
+                        self.shard.handle_device(frame, now);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(RunError::Device(error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn read_underlay(&mut self, now: Instant) {
+        let shard = &mut self.shard;
+        let received = self.underlay.receive(&mut self.pool, |datagram| {
+            shard.handle_underlay(datagram, now)
+        });
+        if received.is_err() {
+            count(&self.channels.counters.receive_failed);
+        }
+    }
+
+    /// Writes what the shard delivers; the frames that wait go first.
+    fn write_device(&mut self) {
+        let counters = &self.channels.counters;
+        while let Some(frame) = self.backlog.first() {
+            if !write_frame(&mut self.device, frame, counters) {
+                break;
+            }
+            self.backlog.remove_first();
+        }
+        while self.shard.poll_device(&mut self.delivery) {
+            let waits = !self.backlog.is_empty()
+                || !write_frame(&mut self.device, &self.delivery, counters);
+            if waits && !self.backlog.push(&self.delivery) {
+                count(&counters.backlog_dropped);
+            }
+        }
+    }
+
+    /// Sends what the tunnels have, until there is nothing left or the socket takes no more.
+    fn write_underlay(&mut self, now: Instant) {
+        let counters = &self.channels.counters;
+        if !self.outgoing.resume(&mut self.underlay, now, counters) {
+            return;
+        }
+        // The shard works once more when it has nothing left to send: only the second time in a row is it done.
+        let mut done = false;
+        loop {
+            let segments = self.underlay.max_segments(self.outgoing.segment, now);
+            match self
+                .shard
+                .poll_transmit(now, segments, &mut self.outgoing.contents)
+            {
+                Some(transmit) => {
+                    done = false;
+                    if !self
+                        .outgoing
+                        .send(transmit, &mut self.underlay, now, counters)
+                    {
+                        return;
+                    }
+                }
+                None if done => return,
+                None => done = true,
+            }
+        }
+    }
+
+    /// Passes events to the control plane, and ends a self-capture loop.
+    fn report(&mut self, now: Instant) -> Result<(), RunError> {
+        while let Some(event) = self.shard.poll_event() {
+            if matches!(
+                &event,
+                Event::Engine(EngineEvent::Dropped {
+                    reason: DropReason::Loop,
+                    ..
+                })
+            ) {
+                self.loops.note(now);
+            }
+            if self.channels.events.try_send(event).is_err() {
+                count(&self.channels.counters.events_lost);
+            }
+        }
+        if self.loops.is_proven() {
+            Err(RunError::Loop)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn may_stop(&self, now: Instant) -> bool {
+        let empty = self.backlog.is_empty() && self.outgoing.waiting.is_none();
+        self.stop_by.is_some_and(|by| empty || by <= now)
+    }
+
+    fn sleep(&mut self, now: Instant) -> io::Result<Ready> {
+        let reads = self.shard.wants_device();
+        if let Some(fd) = self.device.fd() {
+            self.poller
+                .device_interest(fd, reads, !self.backlog.is_empty())?;
+        }
+        self.poller
+            .socket_interest(self.underlay.as_fd(), self.outgoing.waiting.is_some())?;
+        let recheck = (!reads).then_some(now + RECHECK_DEVICE);
+        let deadline = [self.shard.poll_timeout(), recheck, self.stop_by]
+            .into_iter()
+            .flatten()
+            .min();
+        self.poller.wait(deadline, now)
+    }
+}
+
+/// An error and its causes in one line.
+fn with_causes(error: &dyn Error) -> String {
+    let causes = iter::successors(error.source(), |&cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+/// Writes one frame. `false` when the device takes none at this moment; a frame that it refuses is counted and gone.
+fn write_frame(device: &mut impl PacketDevice, frame: &[u8], counters: &Counters) -> bool {
+    loop {
+        match device.write(frame) {
+            Ok(()) => return true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => {
+                count(&counters.device_refused);
+                return true;
+            }
+        }
+    }
+}
+
+/// Frames that wait for the device, at most [`MAX_BACKLOG`] bytes.
+#[derive(Debug, Default)]
+struct Backlog {
+    frames: VecDeque<Vec<u8>>,
+    bytes: usize,
+}
+
+impl Backlog {
+    fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    fn first(&self) -> Option<&[u8]> {
+        self.frames.front().map(Vec::as_slice)
+    }
+
+    fn remove_first(&mut self) {
+        if let Some(frame) = self.frames.pop_front() {
+            self.bytes -= frame.len();
+        }
+    }
+
+    /// `false` when it is full and the frame was not taken.
+    fn push(&mut self, frame: &[u8]) -> bool {
+        let fits = self.bytes + frame.len() <= MAX_BACKLOG;
+        if fits {
+            self.bytes += frame.len();
+            self.frames.push_back(frame.to_vec());
+        }
+        fits
+    }
+}
+
+/// The batch on its way to the socket.
+#[derive(Debug)]
+struct Outgoing {
+    contents: Vec<u8>,
+    /// What of `contents` waits for the socket to become writable, from which byte on.
+    waiting: Option<(Transmit, usize)>,
+    /// The segment size of the last batch: how many of them fit one is known before the next is made.
+    segment: usize,
+}
+
+impl Default for Outgoing {
+    fn default() -> Self {
+        Self {
+            contents: Vec::with_capacity(MAX_FRAME),
+            waiting: None,
+            segment: 1_472,
+        }
+    }
+}
+
+impl Outgoing {
+    /// Sends what waits. `false` when the socket still takes none.
+    fn resume(&mut self, underlay: &mut Underlay, now: Instant, counters: &Counters) -> bool {
+        match self.waiting.take() {
+            Some((transmit, offset)) => self.send_from(offset, transmit, underlay, now, counters),
+            None => true,
+        }
+    }
+
+    /// Sends `contents`. `false` when the socket takes no more and the rest waits.
+    fn send(
+        &mut self,
+        transmit: Transmit,
+        underlay: &mut Underlay,
+        now: Instant,
+        counters: &Counters,
+    ) -> bool {
+        self.segment = transmit.segment_size.unwrap_or(self.segment);
+        self.send_from(0, transmit, underlay, now, counters)
+    }
+
+    fn send_from(
+        &mut self,
+        offset: usize,
+        transmit: Transmit,
+        underlay: &mut Underlay,
+        now: Instant,
+        counters: &Counters,
+    ) -> bool {
+        let rest = self.contents.get(offset..transmit.size).unwrap_or_default();
+        self.waiting = underlay
+            .send(&transmit, rest, now, counters)
+            .err()
+            .map(|sent| (transmit, offset + sent));
+        self.waiting.is_none()
+    }
+}
+
+/// Counts our own tunnel packets that come out of the device.
+#[derive(Debug, Default)]
+struct LoopGuard {
+    since: Option<Instant>,
+    seen: u32,
+}
+
+impl LoopGuard {
+    fn note(&mut self, now: Instant) {
+        if self.since.is_none_or(|since| since + LOOP_WINDOW < now) {
+            self.since = Some(now);
+            self.seen = 0;
+        }
+        self.seen += 1;
+    }
+
+    fn is_proven(&self) -> bool {
+        self.seen >= LOOP_LIMIT
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place where a running shard is told the time"
+)]
+fn system_clocks() -> (Instant, u64) {
+    let unix_seconds = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_secs());
+    (Instant::now(), unix_seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::memory::MemoryDevice;
+
+    #[test]
+    fn the_backlog_is_bounded_in_bytes_and_keeps_the_order() {
+        let mut backlog = Backlog::default();
+        let mut taken = 0_u8;
+        while backlog.push(&vec![taken; MAX_FRAME]) {
+            taken += 1;
+        }
+        assert_eq!(usize::from(taken), MAX_BACKLOG / MAX_FRAME);
+        for number in 0..taken {
+            assert_eq!(backlog.first().map(|frame| frame[0]), Some(number));
+            backlog.remove_first();
+        }
+        assert!(backlog.is_empty());
+        assert_eq!(backlog.bytes, 0);
+    }
+
+    #[test]
+    fn a_few_own_packets_at_once_prove_a_loop_and_far_between_they_do_not() {
+        let (start, _) = system_clocks();
+        let (mut dense, mut sparse) = (LoopGuard::default(), LoopGuard::default());
+        for number in 0..LOOP_LIMIT {
+            assert!(!dense.is_proven());
+            dense.note(start + number * LOOP_WINDOW / LOOP_LIMIT);
+        }
+        assert!(dense.is_proven());
+        for number in 0..100 {
+            sparse.note(start + number * (LOOP_WINDOW / 2));
+            assert!(!sparse.is_proven());
+        }
+    }
+
+    #[test]
+    fn a_frame_that_the_device_refuses_is_counted_and_a_full_device_is_waited_for() {
+        let (mut near, _far) = MemoryDevice::pair().unwrap();
+        let counters = Counters::default();
+        assert!(write_frame(&mut near, &vec![0; MAX_FRAME + 1], &counters));
+        assert_eq!(counters.read().device_refused, 1);
+        let frame = vec![0; MAX_FRAME];
+        assert!((0..1_000).any(|_| !write_frame(&mut near, &frame, &counters)));
+        assert_eq!(counters.read().device_refused, 1);
+    }
+}

@@ -1,0 +1,70 @@
+//! Accepting: Retry under pressure, and a TLS configuration of its own for every handshake.
+
+use std::{sync::Arc, time::Instant};
+
+use quinn_proto::{Incoming, ServerConfig};
+
+use crate::{
+    identity::{Identities, VerifyReport, tls},
+    registry::KeyTable,
+    tunnel::{
+        TunnelEvent, TunnelSettings, TunnelSetupError, Tunnels, config::Configs, end::explain,
+        session::Session,
+    },
+};
+
+/// The acceptor's configuration, with the report of the one handshake that uses it.
+pub(super) fn server_config(
+    configs: &Configs,
+    identities: &Arc<Identities>,
+    settings: &TunnelSettings,
+) -> Result<(Arc<ServerConfig>, VerifyReport), TunnelSetupError> {
+    let (tls, report) = tls::server_config(identities, &settings.clock).map_err(|source| {
+        TunnelSetupError::Tls {
+            role: "accepting tunnels".into(),
+            source,
+        }
+    })?;
+    let server = configs
+        .server(tls, &report)
+        .map_err(|_| TunnelSetupError::InitialCipherSuite)?;
+    Ok((server, report))
+}
+
+impl Tunnels {
+    /// Answers a first packet: refusal, Retry, or the acceptor's side of a handshake.
+    pub(super) fn accept(&mut self, incoming: Incoming, now: Instant, keys: &mut KeyTable) {
+        let waiting = self.incoming.len();
+        if waiting >= self.settings.max_incoming {
+            return self.links.refuse(incoming);
+        }
+        let unproven = !incoming.remote_address_validated() && incoming.may_retry();
+        if unproven && waiting >= self.settings.retry_above {
+            return self.links.retry(incoming);
+        }
+        let Ok((config, report)) = server_config(&self.configs, &self.identities, &self.settings)
+        else {
+            return self.links.refuse(incoming);
+        };
+        let remote = incoming.remote_address();
+        match self.links.accept(incoming, config, now) {
+            Ok((handle, connection)) => {
+                let session = Session::new(connection, false, report, self.generation, now);
+                self.links.insert(handle, session);
+                self.incoming.insert(handle);
+                self.settle(handle, now, Some(keys));
+            }
+            Err(cause) => {
+                let error = match report.take().error {
+                    Some(error) => explain(&error),
+                    None => explain(&cause),
+                };
+                self.event(TunnelEvent::IncomingRefused {
+                    remote,
+                    presented: None,
+                    error,
+                });
+            }
+        }
+    }
+}

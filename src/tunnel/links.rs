@@ -1,0 +1,295 @@
+//! The QUIC endpoint and its connections: demultiplexing, the queue of those with something to send, their timers.
+//!
+//! Knows nothing of keys and policy. After any input to a connection: `poll` until `None`, then `refresh`, and the
+//! connection stands in the dirty queue until it has nothing left to transmit (dependencies.md §5.1).
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::Instant,
+};
+
+use quinn_proto::{
+    ClientConfig, ConnectError, Connection, ConnectionError, ConnectionHandle, DatagramEvent,
+    EcnCodepoint, Endpoint, EndpointConfig, Event, Incoming, ServerConfig,
+};
+
+use crate::tunnel::{Transmit, UnderlayDatagram, session::Session};
+
+/// Answers of the endpoint itself (Retry, resets, refusals) that wait to be sent, in bytes.
+const MAX_RESPONSES: usize = 256 * 1024;
+
+/// What became of a datagram.
+pub(super) enum Routed {
+    /// A connection took it.
+    Connection(ConnectionHandle),
+    /// Somebody dials. INVARIANT: must be accepted, refused, retried or ignored, or its slot leaks.
+    Incoming(Box<Incoming>),
+}
+
+/// The endpoint and its connections.
+pub(super) struct Links {
+    endpoint: Endpoint,
+    sessions: BTreeMap<ConnectionHandle, Session>,
+    dirty: VecDeque<ConnectionHandle>,
+    timers: BTreeSet<(Instant, ConnectionHandle)>,
+    responses: VecDeque<(quinn_proto::Transmit, Vec<u8>)>,
+    response_bytes: usize,
+    scratch: Vec<u8>,
+}
+
+impl Links {
+    pub(super) fn new(config: Arc<EndpointConfig>, server: Arc<ServerConfig>) -> Self {
+        Self {
+            endpoint: Endpoint::new(config, Some(server), true, None),
+            sessions: BTreeMap::new(),
+            dirty: VecDeque::new(),
+            timers: BTreeSet::new(),
+            responses: VecDeque::new(),
+            response_bytes: 0,
+            scratch: Vec::new(),
+        }
+    }
+
+    /// For handshakes that begin from here on.
+    pub(super) fn set_server_config(&mut self, server: Arc<ServerConfig>) {
+        self.endpoint.set_server_config(Some(server));
+    }
+
+    pub(super) fn session(&self, handle: ConnectionHandle) -> Option<&Session> {
+        self.sessions.get(&handle)
+    }
+
+    pub(super) fn session_mut(&mut self, handle: ConnectionHandle) -> Option<&mut Session> {
+        self.sessions.get_mut(&handle)
+    }
+
+    /// Every connection, closed ones included.
+    pub(super) fn handles(&self) -> Vec<ConnectionHandle> {
+        self.sessions.keys().copied().collect()
+    }
+
+    /// Takes a session into the tables and the dirty queue.
+    pub(super) fn insert(&mut self, handle: ConnectionHandle, session: Session) {
+        self.sessions.insert(handle, session);
+        self.mark(handle);
+    }
+
+    /// Takes one datagram from the underlay.
+    pub(super) fn handle(&mut self, datagram: UnderlayDatagram, now: Instant) -> Option<Routed> {
+        let UnderlayDatagram {
+            remote,
+            local,
+            ecn,
+            data,
+        } = datagram;
+        self.scratch.clear();
+        let ecn = EcnCodepoint::from_bits(ecn);
+        let event = self
+            .endpoint
+            .handle(now, remote, local, ecn, data, &mut self.scratch)?;
+        match event {
+            DatagramEvent::ConnectionEvent(handle, event) => {
+                let session = self.sessions.get_mut(&handle)?;
+                session.connection.handle_event(event);
+                self.mark(handle);
+                Some(Routed::Connection(handle))
+            }
+            DatagramEvent::NewConnection(incoming) => Some(Routed::Incoming(Box::new(incoming))),
+            DatagramEvent::Response(transmit) => {
+                self.respond(transmit);
+                None
+            }
+        }
+    }
+
+    /// Begins a connection.
+    pub(super) fn connect(
+        &mut self,
+        config: ClientConfig,
+        remote: std::net::SocketAddr,
+        server_name: &str,
+        now: Instant,
+    ) -> Result<(ConnectionHandle, Connection), ConnectError> {
+        self.endpoint.connect(now, config, remote, server_name)
+    }
+
+    /// Begins the acceptor's side of a handshake.
+    pub(super) fn accept(
+        &mut self,
+        incoming: Incoming,
+        config: Arc<ServerConfig>,
+        now: Instant,
+    ) -> Result<(ConnectionHandle, Connection), ConnectionError> {
+        self.scratch.clear();
+        self.endpoint
+            .accept(incoming, now, &mut self.scratch, Some(config))
+            .map_err(|error| {
+                if let Some(response) = error.response {
+                    self.respond(response);
+                }
+                error.cause
+            })
+    }
+
+    /// Tells the dialler to go away.
+    pub(super) fn refuse(&mut self, incoming: Incoming) {
+        self.scratch.clear();
+        let response = self.endpoint.refuse(incoming, &mut self.scratch);
+        self.respond(response);
+    }
+
+    /// Makes the dialler prove its address.
+    pub(super) fn retry(&mut self, incoming: Incoming) {
+        self.scratch.clear();
+        match self.endpoint.retry(incoming, &mut self.scratch) {
+            Ok(response) => self.respond(response),
+            Err(error) => self.endpoint.ignore(error.into_incoming()),
+        }
+    }
+
+    /// Passes endpoint events to and fro, then gives the connection's next event.
+    pub(super) fn poll(&mut self, handle: ConnectionHandle) -> Option<Event> {
+        let mut answered = false;
+        let session = self.sessions.get_mut(&handle)?;
+        while let Some(event) = session.connection.poll_endpoint_events() {
+            session.drained |= event.is_drained();
+            if let Some(answer) = self.endpoint.handle_event(handle, event) {
+                session.connection.handle_event(answer);
+                answered = true;
+            }
+        }
+        let event = session.connection.poll();
+        if answered {
+            self.mark(handle);
+        }
+        event
+    }
+
+    /// Brings the connection's timer, datagram size and control stream up to date; forgets a drained one.
+    pub(super) fn refresh(&mut self, handle: ConnectionHandle) {
+        let Some(session) = self.sessions.get_mut(&handle) else {
+            return;
+        };
+        if session.drained {
+            if let Some(timer) = session.timer {
+                self.timers.remove(&(timer, handle));
+            }
+            self.sessions.remove(&handle);
+            return;
+        }
+        session.max_datagram = session.connection.datagrams().max_size();
+        if session.control.flush(&mut session.connection) {
+            self.mark(handle);
+        }
+        self.refresh_timer(handle);
+    }
+
+    /// The connection may have something to transmit.
+    pub(super) fn mark(&mut self, handle: ConnectionHandle) {
+        if let Some(session) = self.sessions.get_mut(&handle)
+            && !session.dirty
+        {
+            session.dirty = true;
+            self.dirty.push_back(handle);
+        }
+    }
+
+    /// The next of the connections with something to transmit, in turn.
+    pub(super) fn next_dirty(&mut self) -> Option<ConnectionHandle> {
+        while let Some(handle) = self.dirty.pop_front() {
+            if let Some(session) = self.sessions.get_mut(&handle) {
+                session.dirty = false;
+                return Some(handle);
+            }
+        }
+        None
+    }
+
+    /// The next batch of one connection, written to `buf`.
+    pub(super) fn poll_connection(
+        &mut self,
+        handle: ConnectionHandle,
+        max_datagrams: usize,
+        buf: &mut Vec<u8>,
+        now: Instant,
+    ) -> Option<Transmit> {
+        let session = self.sessions.get_mut(&handle)?;
+        session.feed();
+        let transmit = session
+            .connection
+            .poll_transmit(now, max_datagrams.max(1), buf)?;
+        self.mark(handle);
+        self.refresh_timer(handle);
+        Some(outgoing(&transmit))
+    }
+
+    /// The next answer of the endpoint itself, written to `buf`.
+    pub(super) fn poll_response(&mut self, buf: &mut Vec<u8>) -> Option<Transmit> {
+        let (transmit, bytes) = self.responses.pop_front()?;
+        self.response_bytes -= bytes.len();
+        buf.extend_from_slice(&bytes);
+        Some(outgoing(&transmit))
+    }
+
+    /// The first timer.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.first().map(|&(at, _)| at)
+    }
+
+    /// A connection whose timer is due; quinn has been told.
+    pub(super) fn next_due(&mut self, now: Instant) -> Option<ConnectionHandle> {
+        let &(at, handle) = self.timers.first()?;
+        if at > now {
+            return None;
+        }
+        self.timers.pop_first();
+        if let Some(session) = self.sessions.get_mut(&handle) {
+            session.timer = None;
+            session.connection.handle_timeout(now);
+            self.mark(handle);
+        }
+        Some(handle)
+    }
+
+    fn refresh_timer(&mut self, handle: ConnectionHandle) {
+        let Some(session) = self.sessions.get_mut(&handle) else {
+            return;
+        };
+        let next = [session.connection.poll_timeout(), session.wake]
+            .into_iter()
+            .flatten()
+            .min();
+        if next == session.timer {
+            return;
+        }
+        if let Some(timer) = session.timer {
+            self.timers.remove(&(timer, handle));
+        }
+        session.timer = next;
+        if let Some(timer) = next {
+            self.timers.insert((timer, handle));
+        }
+    }
+
+    fn respond(&mut self, transmit: quinn_proto::Transmit) {
+        let Some(bytes) = self.scratch.get(..transmit.size) else {
+            return;
+        };
+        if self.response_bytes + bytes.len() <= MAX_RESPONSES {
+            self.response_bytes += bytes.len();
+            self.responses.push_back((transmit, bytes.to_vec()));
+        }
+    }
+}
+
+/// Outer packets are Not-ECT while the default controller is in use (performance.md §3, rule 8).
+const fn outgoing(transmit: &quinn_proto::Transmit) -> Transmit {
+    Transmit {
+        remote: transmit.destination,
+        local: transmit.src_ip,
+        ecn: 0,
+        size: transmit.size,
+        segment_size: transmit.segment_size,
+    }
+}

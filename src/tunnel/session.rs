@@ -1,0 +1,243 @@
+//! One QUIC connection of a tunnel: its stage, its control stream and the queue in front of its datagrams.
+//!
+//! ```text
+//!                     TLS done, both certificates accepted     HELLO -> READY
+//! (dial|accept) ──► Handshaking ─────────────────────► Greeting ─────────► Up ──DRAIN──► Draining ──► Closed
+//!                        └── 5 s ──► Closed                └── 2 s | REFUSED ──► (Refusing) ──► Closed
+//! ```
+//! INVARIANT: inner datagrams are taken from quinn and given to it only in Up and Draining.
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use quinn_proto::{Connection, SendDatagramError, VarInt};
+
+use crate::{
+    identity::{VerifyReport, X509Svid},
+    registry::TunnelId,
+    spiffe::SpiffeId,
+    tunnel::{config::DATAGRAM_SEND_BUFFER, control::Control},
+    wire::{DropReason, capsule::PeerFlags},
+};
+
+/// From the first packet to the end of the TLS handshake.
+pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// From there to READY.
+pub(super) const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
+/// Datagrams that wait for quinn's buffer, in bytes.
+const QUEUE_BOUND: usize = 1 << 20;
+/// A super-packet cut into datagrams, headers included, in bytes.
+const SUPER_PACKET: usize = 72 * 1024;
+
+/// How far a session has come.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Stage {
+    Handshaking,
+    Greeting,
+    /// REFUSED is on its way; the dialler closes.
+    Refusing,
+    Up,
+    /// One end said DRAIN.
+    Draining,
+    /// CONNECTION_CLOSE was sent or received; quinn still answers stray packets.
+    Closed,
+}
+
+/// A close that is due later.
+#[derive(Clone, Debug)]
+pub(super) struct PlannedClose {
+    pub(super) at: Instant,
+    pub(super) code: u32,
+    pub(super) reason: &'static str,
+}
+
+/// One QUIC connection.
+pub(super) struct Session {
+    pub(super) connection: Connection,
+    pub(super) dialled: bool,
+    pub(super) stage: Stage,
+    /// Known from the start for the dialler, from HELLO on for the acceptor.
+    pub(super) tunnel: Option<TunnelId>,
+    /// Whose certificate we present; from the handshake on for the acceptor.
+    pub(super) local: Option<SpiffeId>,
+    /// What the peer presented, once TLS accepted it.
+    pub(super) peer: Option<X509Svid>,
+    pub(super) report: VerifyReport,
+    /// The identities it was made with are those of this configuration.
+    pub(super) generation: u64,
+    /// When our certificate expires, in Unix seconds.
+    pub(super) own_not_after: u64,
+    pub(super) control: Control,
+    /// What both ends can do.
+    pub(super) flags: PeerFlags,
+    pub(super) born: Instant,
+    pub(super) up_at: Option<Instant>,
+    /// Last inner packet, either way.
+    pub(super) last_inner: Instant,
+    pub(super) last_ping: Instant,
+    /// When the session itself, apart from quinn, has something to do.
+    pub(super) wake: Option<Instant>,
+    pub(super) planned_close: Option<PlannedClose>,
+    /// The largest datagram that fits; it moves both ways with the path MTU.
+    pub(super) max_datagram: Option<usize>,
+    /// Waits in the queue of connections with something to send.
+    pub(super) dirty: bool,
+    /// As the timer set has it.
+    pub(super) timer: Option<Instant>,
+    pub(super) drained: bool,
+    queue: VecDeque<Bytes>,
+    queue_bytes: usize,
+}
+
+impl Session {
+    pub(super) fn new(
+        connection: Connection,
+        dialled: bool,
+        report: VerifyReport,
+        generation: u64,
+        now: Instant,
+    ) -> Self {
+        Self {
+            connection,
+            dialled,
+            stage: Stage::Handshaking,
+            tunnel: None,
+            local: None,
+            peer: None,
+            report,
+            generation,
+            own_not_after: u64::MAX,
+            control: Control::new(now),
+            flags: PeerFlags::default(),
+            born: now,
+            up_at: None,
+            last_inner: now,
+            last_ping: now,
+            wake: Some(now + HANDSHAKE_TIMEOUT),
+            planned_close: None,
+            max_datagram: None,
+            dirty: false,
+            timer: None,
+            drained: false,
+            queue: VecDeque::new(),
+            queue_bytes: 0,
+        }
+    }
+
+    /// Inner datagrams may pass.
+    pub(super) const fn carries(&self) -> bool {
+        matches!(self.stage, Stage::Up | Stage::Draining)
+    }
+
+    /// The peer's underlay address.
+    pub(super) fn remote(&self) -> SocketAddr {
+        self.connection.remote_address()
+    }
+
+    /// The peer's identity, once TLS accepted it.
+    pub(super) fn peer_id(&self) -> Option<&SpiffeId> {
+        self.peer.as_ref().map(|svid| &svid.id)
+    }
+
+    /// When the first of both certificates expires, in Unix seconds.
+    pub(super) fn not_after(&self) -> u64 {
+        let peer = self.peer.as_ref().map_or(u64::MAX, |svid| svid.not_after);
+        peer.min(self.own_not_after)
+    }
+
+    /// Sends CONNECTION_CLOSE, from then on nothing else.
+    pub(super) fn close(&mut self, code: u32, reason: &str, now: Instant) {
+        let reason = Bytes::copy_from_slice(reason.as_bytes());
+        self.connection.close(now, VarInt::from_u32(code), reason);
+        self.end();
+    }
+
+    /// Forgets what can no longer be sent.
+    pub(super) fn end(&mut self) {
+        self.stage = Stage::Closed;
+        self.wake = None;
+        self.planned_close = None;
+        self.queue = VecDeque::new();
+        self.queue_bytes = 0;
+    }
+
+    /// A planned close only ever moves nearer.
+    pub(super) fn plan_close(
+        &mut self,
+        after: Duration,
+        code: u32,
+        reason: &'static str,
+        now: Instant,
+    ) {
+        let at = now + after;
+        if self.planned_close.as_ref().is_none_or(|plan| at < plan.at) {
+            self.planned_close = Some(PlannedClose { at, code, reason });
+            self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+        }
+    }
+
+    /// Queues one inner datagram.
+    pub(super) fn send(&mut self, datagram: Bytes) -> Result<(), DropReason> {
+        let len = datagram.len();
+        if self.queue_bytes + len > QUEUE_BOUND {
+            return Err(DropReason::QueueFull);
+        }
+        self.queue_bytes += len;
+        self.queue.push_back(datagram);
+        Ok(())
+    }
+
+    /// The queue takes another super-packet.
+    pub(super) const fn has_room(&self) -> bool {
+        self.queue_bytes + SUPER_PACKET <= QUEUE_BOUND
+    }
+
+    /// Nothing waits, here or in quinn.
+    pub(super) fn is_empty(&mut self) -> bool {
+        self.queue.is_empty() && self.quinn_holds_nothing()
+    }
+
+    /// Moves datagrams into quinn's small buffer while it has room.
+    ///
+    /// quinn writes DATAGRAM before STREAM frames, so while control bytes wait the buffer must empty once.
+    pub(super) fn feed(&mut self) {
+        if !self.carries() {
+            return;
+        }
+        let control_waits = self.connection.has_pending_retransmits();
+        while let Some(datagram) = self.queue.pop_front() {
+            if control_waits && !self.quinn_holds_nothing() {
+                return self.queue.push_front(datagram);
+            }
+            let len = datagram.len();
+            match self.connection.datagrams().send(datagram, false) {
+                Err(SendDatagramError::Blocked(datagram)) => {
+                    return self.queue.push_front(datagram);
+                }
+                // What no longer fits a shrunken path is lost as on any link; the next cut knows the limit.
+                Ok(())
+                | Err(
+                    SendDatagramError::TooLarge
+                    | SendDatagramError::Disabled
+                    | SendDatagramError::UnsupportedByPeer,
+                ) => self.queue_bytes -= len,
+            }
+        }
+    }
+
+    /// Takes one inner datagram out.
+    pub(super) fn receive(&mut self) -> Option<Bytes> {
+        self.carries()
+            .then(|| self.connection.datagrams().recv())
+            .flatten()
+    }
+
+    fn quinn_holds_nothing(&mut self) -> bool {
+        let overhead = size_of::<quinn_proto::Datagram>();
+        self.connection.datagrams().send_buffer_space() + overhead >= DATAGRAM_SEND_BUFFER
+    }
+}

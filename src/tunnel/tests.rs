@@ -1,0 +1,6 @@
+//! Two or more hosts' tunnels on a virtual clock, with real certificates and a simulated link.
+
+mod control;
+mod dialling;
+mod life;
+mod world;

@@ -1,0 +1,22 @@
+//! Ring 4: real TUNs, real kernels and captures of the wire, on hosts-in-namespaces. See `netns/topology.sh`.
+
+#[path = "netns/bad_luck.rs"]
+mod bad_luck;
+#[path = "netns/capture.rs"]
+mod capture;
+#[path = "netns/foreign.rs"]
+mod foreign;
+#[path = "hostile/peer.rs"]
+mod hostile;
+#[path = "netns/leaks.rs"]
+mod leaks;
+#[path = "netns/life.rs"]
+mod life;
+#[path = "netns/mesh.rs"]
+mod mesh;
+#[path = "netns/rig.rs"]
+mod rig;
+#[path = "netns/traffic.rs"]
+mod traffic;
+#[path = "netns/transfers.rs"]
+mod transfers;

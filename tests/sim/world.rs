@@ -1,0 +1,464 @@
+//! Shards on a virtual clock, with hosts behind their devices and a simulated underlay between them.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::BytesMut;
+use identun::{
+    engine::EngineLimits,
+    identity::{Identities, Identity, TrustBundles, WallClock},
+    policy::{Compiled, HostFacts, MeshSettings, SourceFile, load::load},
+    shard::{Event, Shard, ShardSettings},
+    spiffe::{SpiffeId, TrustDomain},
+    tunnel::{TunnelSettings, UnderlayDatagram},
+    wire::virtio::VIRTIO_HEADER_LEN,
+};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ED25519, SanType,
+};
+use time::OffsetDateTime;
+
+use crate::host::Host;
+
+/// Wall clock at the start: 2026-01-01.
+pub(crate) const START: u64 = 1_767_225_600;
+const PORT: u16 = 15_008;
+
+/// What the underlay does to a datagram.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Link {
+    /// One way.
+    pub(crate) delay: Duration,
+    /// Up to so much more, at random: datagrams overtake each other.
+    pub(crate) jitter: Duration,
+    /// Lost datagrams of a thousand.
+    pub(crate) loss: u32,
+    /// The largest UDP payload; larger ones vanish.
+    pub(crate) max_payload: usize,
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self {
+            delay: Duration::from_millis(5),
+            jitter: Duration::ZERO,
+            loss: 0,
+            max_payload: 1472,
+        }
+    }
+}
+
+/// One host: its applications' stack, its shard, its underlay address.
+pub(crate) struct Node {
+    pub(crate) stack: Host,
+    pub(crate) shard: Shard,
+    pub(crate) underlay: IpAddr,
+    /// What the shard told the control plane.
+    pub(crate) events: Vec<Event>,
+    identities: Arc<Identities>,
+    seed: u8,
+    held: Vec<Vec<u8>>,
+}
+
+struct Flying {
+    at: Duration,
+    order: u64,
+    from: SocketAddr,
+    to: SocketAddr,
+    data: Vec<u8>,
+}
+
+/// Everything; time stands still between calls.
+pub(crate) struct World {
+    base: Instant,
+    pub(crate) elapsed: Duration,
+    pub(crate) link: Link,
+    pub(crate) nodes: Vec<Node>,
+    /// Every byte that crossed the underlay: the eavesdropper's record.
+    pub(crate) overheard: Vec<Vec<u8>>,
+    /// The underlay leads this address elsewhere.
+    pub(crate) reroutes: BTreeMap<IpAddr, IpAddr>,
+    /// Underlay addresses that nothing reaches and nothing leaves.
+    pub(crate) cut: Vec<IpAddr>,
+    clock: WallClock,
+    ca: Authority,
+    policy: Vec<Arc<SourceFile>>,
+    flying: BinaryHeap<Reverse<Flying>>,
+    order: u64,
+    random: u64,
+}
+
+/// The SPIFFE ID of an account of namespace `default`.
+pub(crate) fn id(account: &str) -> SpiffeId {
+    format!("spiffe://cluster.local/ns/default/sa/{account}")
+        .parse()
+        .unwrap()
+}
+
+impl World {
+    /// A world without nodes in which `policy` holds.
+    pub(crate) fn new(policy: &str, seed: u64) -> Self {
+        let clock = WallClock::default();
+        clock.set(START);
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "virtual time needs some instant to count from"
+        )]
+        let base = Instant::now();
+        Self {
+            base,
+            elapsed: Duration::ZERO,
+            link: Link::default(),
+            nodes: Vec::new(),
+            overheard: Vec::new(),
+            reroutes: BTreeMap::new(),
+            cut: Vec::new(),
+            clock,
+            ca: Authority::new(),
+            policy: vec![Arc::new(SourceFile {
+                name: "mesh.yaml".into(),
+                text: policy.to_owned(),
+            })],
+            flying: BinaryHeap::new(),
+            order: 0,
+            random: seed | 1,
+        }
+    }
+
+    /// Adds a host that holds the identities of `accounts` and whose applications own `addresses`.
+    pub(crate) fn add(&mut self, accounts: &[&str], underlay: &str, addresses: &[&str]) -> usize {
+        let underlay: IpAddr = underlay.parse().unwrap();
+        let mut own = BTreeMap::new();
+        for account in accounts {
+            own.insert(id(account), Arc::new(self.ca.issue(&id(account))));
+        }
+        let bundles = TrustBundles::from_pem(domain(), &self.ca.certificate).unwrap();
+        let identities = Arc::new(Identities {
+            own,
+            bundles,
+            generation: 1,
+        });
+        let seed = u8::try_from(self.nodes.len() + 1).unwrap();
+        let addresses: Vec<_> = addresses
+            .iter()
+            .map(|address| address.parse().unwrap())
+            .collect();
+        let shard = self.shard(&identities, underlay, seed);
+        let stack = Host::new(&addresses);
+        self.nodes.push(Node {
+            stack,
+            shard,
+            underlay,
+            events: Vec::new(),
+            identities,
+            seed,
+            held: Vec::new(),
+        });
+        self.nodes.len() - 1
+    }
+
+    /// The node's daemon dies and another takes its place: same state folder, no memory of flows and sessions.
+    pub(crate) fn restart(&mut self, node: usize) {
+        let (identities, underlay) = (
+            Arc::clone(&self.nodes[node].identities),
+            self.nodes[node].underlay,
+        );
+        self.nodes[node].shard = self.shard(&identities, underlay, self.nodes[node].seed);
+    }
+
+    /// The policy changes on one host.
+    pub(crate) fn configure(&mut self, node: usize, policy: &str, generation: u64) {
+        self.policy = vec![Arc::new(SourceFile {
+            name: "mesh.yaml".into(),
+            text: policy.to_owned(),
+        })];
+        let (identities, underlay) = (
+            Arc::clone(&self.nodes[node].identities),
+            self.nodes[node].underlay,
+        );
+        let compiled = self.compile(&identities, underlay, generation);
+        let now = self.now();
+        self.nodes[node]
+            .shard
+            .handle_config(identities, compiled, now);
+    }
+
+    fn compile(&self, identities: &Identities, underlay: IpAddr, generation: u64) -> Arc<Compiled> {
+        let mesh = MeshSettings::default();
+        let (resources, found) = load(&self.policy, &mesh);
+        let resources = resources.unwrap_or_else(|| panic!("{found:#?}"));
+        let host = HostFacts {
+            underlay: [underlay].into(),
+            port: PORT,
+            identities: identities.own.keys().cloned().collect(),
+            exempt: [].into(),
+        };
+        let (compiled, found) = Compiled::new(&resources, &mesh, host, generation);
+        Arc::new(compiled.unwrap_or_else(|| panic!("{found:#?}")))
+    }
+
+    fn shard(&self, identities: &Arc<Identities>, underlay: IpAddr, seed: u8) -> Shard {
+        let compiled = self.compile(identities, underlay, 1);
+        // A restarted daemon has the same keys and another seed.
+        let mut rng_seed = [seed; 32];
+        rng_seed[..16].copy_from_slice(&self.elapsed.as_nanos().to_le_bytes());
+        let tunnel = TunnelSettings {
+            rng_seed,
+            connection_id_key: [seed; 32],
+            reset_key: [seed; 64],
+            token_key: [seed; 32],
+            clock: self.clock.clone(),
+            max_udp_payload: 1472,
+            max_incoming: 64,
+            retry_above: 32,
+            max_in_flight: 16 << 20,
+            idle_close: Duration::from_secs(300),
+        };
+        let settings = ShardSettings {
+            tunnel,
+            engine: EngineLimits::default(),
+            underlay_mtu: 1500,
+            udp_offload: false,
+        };
+        Shard::new(settings, Arc::clone(identities), compiled).unwrap()
+    }
+
+    /// The virtual instant.
+    pub(crate) fn now(&self) -> Instant {
+        self.base + self.elapsed
+    }
+
+    /// Runs until `done`, at most `limit` of virtual time. Returns whether it was done, and when.
+    pub(crate) fn run_until(
+        &mut self,
+        limit: Duration,
+        mut done: impl FnMut(&mut Self) -> bool,
+    ) -> Option<Duration> {
+        let end = self.elapsed + limit;
+        loop {
+            self.settle();
+            if done(self) {
+                return Some(self.elapsed);
+            }
+            let next = self.next_event().filter(|next| *next <= end)?;
+            self.elapsed = next.max(self.elapsed + Duration::from_micros(1));
+            self.clock.set(START + self.elapsed.as_secs());
+            self.arrive();
+        }
+    }
+
+    /// Runs for so much virtual time.
+    pub(crate) fn run_for(&mut self, time: Duration) {
+        let end = self.elapsed + time;
+        self.run_until(time, |_| false);
+        self.elapsed = end;
+        self.clock.set(START + self.elapsed.as_secs());
+    }
+
+    /// Gives a frame to a node's device as if its kernel had sent it.
+    pub(crate) fn inject(&mut self, node: usize, packet: &[u8]) {
+        let mut frame = vec![0; VIRTIO_HEADER_LEN];
+        frame.extend_from_slice(packet);
+        let now = self.now();
+        self.nodes[node].shard.handle_device(&mut frame, now);
+    }
+
+    /// Lets stacks and shards talk until nobody has anything left to say at this instant.
+    fn settle(&mut self) {
+        for index in 0..self.nodes.len() {
+            for _ in 0..1_000 {
+                if !self.turn(index) {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn turn(&mut self, index: usize) -> bool {
+        let (now, elapsed) = (self.now(), self.elapsed);
+        let node = &mut self.nodes[index];
+        let mut moved = false;
+        node.held.append(&mut node.stack.run(elapsed));
+        while !node.held.is_empty() && node.shard.wants_device() {
+            let mut frame = vec![0; VIRTIO_HEADER_LEN];
+            frame.append(&mut node.held.remove(0));
+            node.shard.handle_device(&mut frame, now);
+            moved = true;
+        }
+        if node.shard.poll_timeout().is_some_and(|due| due <= now) {
+            node.shard.handle_timeout(now);
+        }
+        let mut buffer = Vec::new();
+        let mut sent = Vec::new();
+        while let Some(transmit) = node.shard.poll_transmit(now, 10, &mut buffer) {
+            let bytes = &buffer[..transmit.size];
+            let size = transmit.segment_size.unwrap_or(transmit.size).max(1);
+            // Who was dialled under another's address answers from it.
+            let from = SocketAddr::new(transmit.local.unwrap_or(node.underlay), PORT);
+            sent.extend(
+                bytes
+                    .chunks(size)
+                    .map(|datagram| (from, transmit.remote, datagram.to_vec())),
+            );
+        }
+        while node.shard.poll_device(&mut buffer) {
+            node.stack.receive(&buffer[VIRTIO_HEADER_LEN..]);
+            moved = true;
+        }
+        while let Some(event) = node.shard.poll_event() {
+            node.events.push(event);
+        }
+        moved |= !sent.is_empty();
+        for (from, to, data) in sent {
+            self.fly(from, to, data);
+        }
+        moved
+    }
+
+    fn fly(&mut self, from: SocketAddr, to: SocketAddr, data: Vec<u8>) {
+        self.overheard.push(data.clone());
+        if self.cut.contains(&from.ip()) || self.cut.contains(&to.ip()) {
+            return;
+        }
+        let lost = self.chance(1_000) < u64::from(self.link.loss);
+        let jitter = self.chance(self.link.jitter.as_micros().try_into().unwrap_or(1));
+        if lost || data.len() > self.link.max_payload {
+            return;
+        }
+        let at = self.elapsed + self.link.delay + Duration::from_micros(jitter);
+        self.order += 1;
+        self.flying.push(Reverse(Flying {
+            at,
+            order: self.order,
+            from,
+            to,
+            data,
+        }));
+    }
+
+    fn arrive(&mut self) {
+        let now = self.now();
+        while self
+            .flying
+            .peek()
+            .is_some_and(|Reverse(next)| next.at <= self.elapsed)
+        {
+            let Some(Reverse(flying)) = self.flying.pop() else {
+                return;
+            };
+            let ip = self
+                .reroutes
+                .get(&flying.to.ip())
+                .copied()
+                .unwrap_or(flying.to.ip());
+            if let Some(node) = self.nodes.iter_mut().find(|node| node.underlay == ip) {
+                let data = BytesMut::from(flying.data.as_slice());
+                let datagram = UnderlayDatagram {
+                    remote: flying.from,
+                    local: Some(flying.to.ip()),
+                    ecn: 0,
+                    data,
+                };
+                node.shard.handle_underlay(datagram, now);
+            }
+        }
+    }
+
+    fn next_event(&mut self) -> Option<Duration> {
+        let (base, elapsed) = (self.base, self.elapsed);
+        let flying = self.flying.peek().map(|Reverse(next)| next.at);
+        let nodes = self.nodes.iter_mut().flat_map(|node| {
+            let shard = node
+                .shard
+                .poll_timeout()
+                .map(|due| due.saturating_duration_since(base));
+            [shard, node.stack.next_run(elapsed)]
+        });
+        nodes
+            .flatten()
+            .chain(flying)
+            .min()
+            .map(|next| next.max(elapsed))
+    }
+
+    /// A number below `bound`, from the world's seed (xorshift).
+    fn chance(&mut self, bound: u64) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random % bound.max(1)
+    }
+}
+
+/// A CA that gives Ed25519 certificates: their signatures have one length, so that runs with one seed are alike.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    certificate: String,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = params("spiffe://cluster.local");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+        let certificate = params.self_signed(&key).unwrap().pem();
+        Self {
+            issuer: Issuer::new(params, key),
+            certificate,
+        }
+    }
+
+    fn issue(&self, id: &SpiffeId) -> Identity {
+        let mut params = params(id.as_str());
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ClientAuth,
+            ExtendedKeyUsagePurpose::ServerAuth,
+        ];
+        let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();
+        Identity::from_pem(&certificate, &key.serialize_pem()).unwrap()
+    }
+}
+
+fn params(uri: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+    let at = |seconds: u64| {
+        OffsetDateTime::from_unix_timestamp(i64::try_from(seconds).unwrap()).unwrap()
+    };
+    (params.not_before, params.not_after) = (at(START - 60), at(START + 86_400));
+    params
+}
+
+fn domain() -> TrustDomain {
+    "cluster.local".parse().unwrap()
+}
+
+impl PartialEq for Flying {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.order) == (other.at, other.order)
+    }
+}
+
+impl Eq for Flying {}
+
+impl PartialOrd for Flying {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Flying {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.order).cmp(&(other.at, other.order))
+    }
+}
