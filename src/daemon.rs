@@ -1,1 +1,16 @@
-//! The control plane: starts shards and feeds them.
+//! The control plane: reads the files, starts the data plane in the right order, feeds it and answers for it.
+//!
+//! It never stands in a packet's way: the shard has its own thread and is told things through a bounded channel.
+
+pub mod admin;
+pub mod clock;
+pub mod configuration;
+pub mod control;
+pub mod events;
+pub mod log;
+pub mod render;
+pub mod run;
+pub mod serve;
+pub mod settings;
+pub mod start;
+pub mod status;

@@ -1,0 +1,416 @@
+//! The one value that the admin API, the signals and the event thread share: what runs, and how to ask and change it.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, mpsc::sync_channel},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use arc_swap::ArcSwap;
+use tokio::sync::Notify;
+
+use crate::{
+    daemon::{
+        clock::unix_now,
+        configuration::{Configuration, Rejected, chained, timestamp},
+        events::{EventLog, escape},
+        status::{
+            API_VERSION, FlowStatus, Health, HealthLevel, IdentityStatus, ShardStatus, Status,
+        },
+    },
+    host::{self, HostSettings, SteeringCounters},
+    identity::Identity,
+    io::{Command, ShardHandle},
+    metrics::Metrics,
+    policy::Mode,
+    shard::ShardSnapshot,
+    store,
+    wire::DropReason,
+};
+
+/// How long the shard may take to answer before the daemon counts as stuck.
+const ANSWER: Duration = Duration::from_secs(2);
+/// How many flows a status shows.
+const FLOWS_IN_STATUS: usize = 100;
+
+/// See the module.
+pub struct Control {
+    /// The configuration file.
+    pub path: PathBuf,
+    /// What the host's rules are named; fixed at the start.
+    pub host: HostSettings,
+    /// The configuration in force.
+    pub active: ArcSwap<Configuration>,
+    /// The data plane.
+    pub shard: ShardHandle,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// What happened lately.
+    pub events: Arc<EventLog>,
+    /// Asks the main task to end.
+    pub stop: Notify,
+    /// When the daemon began.
+    pub started: Instant,
+    /// Why the files on disk are not in force.
+    pub config_error: Mutex<Option<String>>,
+    /// One reload at a time.
+    pub reloading: Mutex<()>,
+}
+
+impl Control {
+    /// Asks the shard how it is. Blocks, for a bounded time.
+    ///
+    /// # Errors
+    /// When the shard has ended or does not answer.
+    pub fn snapshot(&self) -> anyhow::Result<ShardSnapshot> {
+        let (sender, receiver) = sync_channel(1);
+        self.shard
+            .send(Command::Snapshot(sender))
+            .context("the data plane has ended")?;
+        receiver
+            .recv_timeout(ANSWER)
+            .context("the data plane does not answer")
+    }
+
+    /// The Prometheus exposition of this moment. Blocks, for a bounded time.
+    pub fn exposition(&self) -> String {
+        if let Ok(snapshot) = self.snapshot() {
+            self.metrics.set_snapshot(&snapshot);
+        }
+        if let Ok(counters) = host::counters(&self.host) {
+            self.metrics.set_steering(named(&counters));
+        }
+        self.metrics.encode()
+    }
+
+    /// Flows, more of them than a status shows.
+    ///
+    /// # Errors
+    /// As [`Self::snapshot`].
+    pub fn flows(&self) -> anyhow::Result<Vec<FlowStatus>> {
+        Ok(ShardStatus::from(self.snapshot()?).flows)
+    }
+
+    /// Everything that `status` shows. Blocks, for a bounded time.
+    pub fn status(&self) -> Status {
+        let active = self.active.load();
+        let now = unix_now();
+        let config_error = self
+            .config_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let mut health = Vec::new();
+        if config_error.is_some() {
+            let text =
+                "the files on disk are not in force: the last reload was refused (see below)";
+            health.push(Health {
+                level: HealthLevel::Error,
+                text: text.into(),
+            });
+        }
+        let shard = self.snapshot().map(ShardStatus::from);
+        if let Err(error) = &shard {
+            health.push(Health {
+                level: HealthLevel::Error,
+                text: format!("{error:#}"),
+            });
+        }
+        let counters = host::counters(&self.host).unwrap_or_else(|error| {
+            let text = format!("the kernel's rules cannot be read: {}", chained(error));
+            health.push(Health {
+                level: HealthLevel::Error,
+                text,
+            });
+            SteeringCounters::default()
+        });
+        health.extend(configuration_health(&active));
+        health.extend(
+            active
+                .identities
+                .own
+                .values()
+                .filter_map(|identity| identity_health(identity, now)),
+        );
+        let (shard, answered) = match shard {
+            Ok(shard) => (shard, true),
+            Err(_) => (ShardStatus::default(), false),
+        };
+        health.extend(loop_health(&shard));
+        health.extend(shard.tunnels.iter().filter_map(tunnel_health));
+        Status {
+            api_version: API_VERSION.into(),
+            kind: "Status".into(),
+            healthy: answered && health.iter().all(|line| line.level != HealthLevel::Error),
+            health,
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            config: self.path.display().to_string(),
+            generation: active.compiled.generation(),
+            config_valid: config_error.is_none(),
+            config_error,
+            identities: identity_statuses(&active, now),
+            tunnels: shard.tunnels,
+            flow_count: shard.flow_count,
+            flows: shard.flows.into_iter().take(FLOWS_IN_STATUS).collect(),
+            drops: shard.drops,
+            steering: named(&counters)
+                .map(|(name, count)| (name.into(), count))
+                .into(),
+            exempt: active
+                .settings
+                .exempt
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            packets: shard.packets,
+            pending_bytes: shard.pending_bytes,
+        }
+    }
+
+    /// Reads the files again and puts them in force, all or nothing. Blocks. Returns the generation in force.
+    ///
+    /// The kernel's rules change first: what must be encrypted from here on enters the TUN, where a shard that does not
+    /// know of it yet drops it; the other order would let it pass in plaintext for that moment.
+    ///
+    /// # Errors
+    /// The rendered reasons; what ran before goes on.
+    pub fn reload(&self) -> anyhow::Result<u64> {
+        let _one = self
+            .reloading
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let result = self.try_reload();
+        let error = result.as_ref().err().map(describe);
+        let generation = self.active.load().compiled.generation();
+        self.metrics.set_configuration(generation, error.is_none());
+        match &error {
+            None => tracing::info!(generation, "configuration reloaded"),
+            // A log line is one line; `status` has the whole text.
+            Some(error) => tracing::error!(
+                generation,
+                error = %escape(error.lines().next().unwrap_or_default()),
+                "reload refused, the old configuration stays"
+            ),
+        }
+        *self
+            .config_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = error;
+        result
+    }
+
+    fn try_reload(&self) -> anyhow::Result<u64> {
+        let old = self.active.load_full();
+        let generation = old.compiled.generation() + 1;
+        let new = Configuration::load(&self.path, Some(&old.settings), generation, unix_now())?;
+        if !new.kept.is_empty() {
+            tracing::warn!(
+                settings = new.kept.join(", "),
+                "these settings change at the next start of the daemon"
+            );
+        }
+        host::update_rules(&self.host, old.compiled.steering(), new.compiled.steering())
+            .context("cannot change the kernel's rules")?;
+        let command = Command::Config {
+            identities: Arc::clone(&new.identities),
+            policy: Arc::clone(&new.compiled),
+        };
+        if let Err(error) = self.shard.send(command) {
+            let undone =
+                host::update_rules(&self.host, new.compiled.steering(), old.compiled.steering());
+            bail!(
+                "the data plane has ended ({error}); rules put back: {}",
+                undone.is_ok()
+            );
+        }
+        self.put_in_force(new);
+        Ok(generation)
+    }
+
+    /// Notes that `configuration` is what runs.
+    pub fn put_in_force(&self, configuration: Configuration) {
+        note_in_force(&configuration, &self.metrics);
+        self.active.store(Arc::new(configuration));
+    }
+}
+
+/// Sets what metrics and the state folder say about the configuration in force.
+pub fn note_in_force(configuration: &Configuration, metrics: &Metrics) {
+    metrics.set_configuration(configuration.compiled.generation(), true);
+    let own = configuration.identities.own.iter();
+    metrics.set_identities(own.map(|(id, identity)| (id, identity.svid.not_after)));
+    // The copy is for people who look for what changed; the daemon works without it.
+    if let Err(error) = keep_copy(configuration) {
+        tracing::warn!(error = %error, "cannot keep a copy of the policy in force");
+    }
+}
+
+/// Writes the files in force to `last-good.yaml` of the state folder.
+fn keep_copy(configuration: &Configuration) -> Result<(), store::FileError> {
+    let mut text = String::new();
+    for file in &configuration.files {
+        text.extend(["---\n# ", &file.name, "\n", &file.text, "\n"]);
+    }
+    store::write_private(
+        &configuration.settings.state_dir.join("last-good.yaml"),
+        text.as_bytes(),
+    )
+}
+
+/// An error as `status` shows it: diagnostics with their lines.
+pub fn describe(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<Rejected>() {
+        Some(rejected) => rejected.render(),
+        None => format!("{error:#}"),
+    }
+}
+
+/// The kernel's counters by name.
+const fn named(counters: &SteeringCounters) -> [(&'static str, u64); 4] {
+    [
+        ("cross_plain", counters.cross_plain),
+        ("cross_tunnel", counters.cross_tunnel),
+        ("guard", counters.guard),
+        ("strict", counters.strict),
+    ]
+}
+
+fn configuration_health(active: &Configuration) -> Vec<Health> {
+    let mut lines = Vec::new();
+    if !active.has_policy && active.settings.default_mode != Mode::Strict {
+        lines.push(Health {
+            level: HealthLevel::Info,
+            text: "no policy: plaintext is accepted".into(),
+        });
+    }
+    if !active.diagnostics.is_empty() {
+        let text = format!(
+            "{} findings about the files; `identun check` shows them",
+            active.diagnostics.len()
+        );
+        lines.push(Health {
+            level: HealthLevel::Info,
+            text,
+        });
+    }
+    if !active.kept.is_empty() {
+        let text = format!(
+            "changed settings wait for a restart: {}",
+            active.kept.join(", ")
+        );
+        lines.push(Health {
+            level: HealthLevel::Warning,
+            text,
+        });
+    }
+    lines
+}
+
+/// A certificate is to be replaced well before its end: a fifth of its life is the last call.
+fn identity_health(identity: &Identity, now: u64) -> Option<Health> {
+    let svid = &identity.svid;
+    if now > svid.not_after {
+        let text = format!(
+            "the certificate of {} expired at {}",
+            svid.id,
+            timestamp(svid.not_after)
+        );
+        return Some(Health {
+            level: HealthLevel::Error,
+            text,
+        });
+    }
+    let life = svid.not_after.saturating_sub(svid.not_before);
+    (svid.not_after - now < life / 5).then(|| {
+        let text = format!(
+            "the certificate of {} ends at {}",
+            svid.id,
+            timestamp(svid.not_after)
+        );
+        Health {
+            level: HealthLevel::Warning,
+            text,
+        }
+    })
+}
+
+/// Tunnel packets that are captured again would circle for ever; that they were stopped does not make them right.
+fn loop_health(shard: &ShardStatus) -> Option<Health> {
+    shard.drops.contains_key(DropReason::Loop.as_str()).then(|| Health {
+        level: HealthLevel::Error,
+        text: "tunnel packets of this daemon came out of its own TUN: another program changes marks or routes".into(),
+    })
+}
+
+fn tunnel_health(tunnel: &super::status::TunnelStatus) -> Option<Health> {
+    matches!(tunnel.state.as_str(), "backoff" | "refused").then(|| {
+        let why = tunnel.last_error.as_deref().unwrap_or("unknown reason");
+        let text = format!(
+            "no tunnel from {} to {} at {}: {why}",
+            tunnel.local, tunnel.peer, tunnel.gateway
+        );
+        Health {
+            level: HealthLevel::Warning,
+            text,
+        }
+    })
+}
+
+fn identity_statuses(active: &Configuration, now: u64) -> Vec<IdentityStatus> {
+    let own = active.identities.own.iter();
+    own.map(|(id, identity)| {
+        let svid = &identity.svid;
+        let seconds = i64::try_from(svid.not_after)
+            .unwrap_or(i64::MAX)
+            .saturating_sub_unsigned(now);
+        IdentityStatus {
+            id: id.clone(),
+            certificate: active
+                .certificates
+                .get(id)
+                .map(|path| path.display().to_string())
+                .unwrap_or_default(),
+            not_after: svid.not_after,
+            expires_in_seconds: seconds,
+            issuer: svid.issuer.clone(),
+            serial: svid.serial.clone(),
+        }
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::{Ca, Identity};
+
+    fn identity(now: u64, valid_for: Duration) -> Identity {
+        let ca = Ca::new(&"td".parse().unwrap(), now, valid_for * 2).unwrap();
+        let pem = ca
+            .issue(&"spiffe://td/a".parse().unwrap(), now, valid_for)
+            .unwrap();
+        Identity::from_pem(&pem.certificate, &pem.key).unwrap()
+    }
+
+    #[test]
+    fn a_certificate_is_a_warning_in_its_last_fifth_and_an_error_after_its_end() {
+        let begin = 1_700_000_000;
+        let identity = identity(begin, Duration::from_secs(1_000));
+        let level = |now| identity_health(&identity, now).map(|line| line.level);
+        assert_eq!(level(begin), None);
+        assert_eq!(level(begin + 700), None);
+        assert_eq!(level(begin + 900), Some(HealthLevel::Warning));
+        assert_eq!(level(begin + 1_001), Some(HealthLevel::Error));
+    }
+
+    #[test]
+    fn a_loop_makes_the_daemon_unhealthy() {
+        let mut shard = ShardStatus::default();
+        assert!(loop_health(&shard).is_none());
+        shard.drops.insert("loop".into(), 1);
+        assert_eq!(loop_health(&shard).unwrap().level, HealthLevel::Error);
+    }
+}

@@ -1,0 +1,473 @@
+//! What the shard tells: written to the log, counted, and the latest kept for `GET /v1/events`.
+//!
+//! Strings of peers are escaped and bounded before they go anywhere (steering.md D11).
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt::Write,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    daemon::clock::unix_millis,
+    engine::{EngineEvent, Opener},
+    metrics::Metrics,
+    policy::{Compiled, EgressDecision, Why},
+    registry::TunnelKey,
+    shard::Event,
+    tunnel::{DialError, TunnelEvent},
+    wire::{DropReason, FiveTuple, flow::protocol},
+};
+
+/// How many events are kept.
+const KEPT: usize = 256;
+/// How many open TCP connections are remembered for their closing count.
+const MAX_CONNECTIONS: usize = 65_536;
+/// The longest string of a peer that is kept, in characters.
+const MAX_TEXT: usize = 400;
+
+/// One thing that happened.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Record {
+    /// Unix time in milliseconds.
+    pub time_ms: u64,
+    /// `tunnel_up`, `tunnel_down`, `dial_failed`, `incoming_refused`, `flow_refused`, `dropped`, `opened`, `closed`.
+    pub kind: String,
+    /// The values, by name.
+    pub fields: std::collections::BTreeMap<String, String>,
+}
+
+impl Record {
+    fn new(kind: &str, fields: &[(&str, String)]) -> Self {
+        let fields = fields.iter().filter(|(_, value)| !value.is_empty());
+        let fields = fields
+            .map(|(name, value)| ((*name).to_owned(), escape(value)))
+            .collect();
+        Self {
+            time_ms: unix_millis(),
+            kind: kind.into(),
+            fields,
+        }
+    }
+
+    /// A value, escaped, where the record has it.
+    fn field(&self, name: &str) -> Option<&str> {
+        self.fields.get(name).map(String::as_str)
+    }
+
+    /// `name=value ...` in one line.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        for (name, value) in &self.fields {
+            let quote = if value.contains([' ', '"']) { "\"" } else { "" };
+            let _ = write!(text, "{name}={quote}{value}{quote} ");
+        }
+        text.truncate(text.trim_end().len());
+        text
+    }
+}
+
+/// Writes one line of the access log, with the names that ztunnel uses.
+macro_rules! log_access {
+    ($level:ident, $record:expr, $message:literal) => {
+        tracing::$level!(
+            target: "access",
+            flow = $record.field("flow"),
+            direction = $record.field("direction"),
+            src.addr = $record.field("src.addr"),
+            src.identity = $record.field("src.identity"),
+            dst.addr = $record.field("dst.addr"),
+            dst.identity = $record.field("dst.identity"),
+            dst.service = $record.field("dst.service"),
+            bytes_sent = $record.field("bytes_sent"),
+            bytes_recv = $record.field("bytes_recv"),
+            $message
+        )
+    };
+}
+
+/// Takes the shard's events; see the module.
+pub struct EventLog {
+    metrics: Arc<Metrics>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    records: VecDeque<Record>,
+    connections: HashMap<FiveTuple, (Opener, TunnelKey)>,
+}
+
+impl EventLog {
+    /// An empty log that counts into `metrics`.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self {
+            metrics,
+            inner: Mutex::default(),
+        }
+    }
+
+    /// The latest records, oldest first.
+    pub fn records(&self) -> Vec<Record> {
+        self.lock().records.iter().cloned().collect()
+    }
+
+    /// Takes one event, which happened under `policy`.
+    pub fn handle(&self, event: &Event, policy: &Compiled) {
+        match event {
+            Event::Engine(event) => self.handle_engine(event, policy),
+            Event::Tunnel(event) => self.handle_tunnel(event),
+        }
+    }
+
+    fn handle_engine(&self, event: &EngineEvent, policy: &Compiled) {
+        match event {
+            EngineEvent::Dropped { tuple, reason, why } => {
+                let mut fields = vec![
+                    ("flow", tuple.to_string()),
+                    ("reason", reason.as_str().into()),
+                ];
+                fields.extend(why.iter().flat_map(|why| why_fields(why)));
+                let record = Record::new("dropped", &fields);
+                if *reason == DropReason::Loop {
+                    tracing::error!(flow = %tuple, "a tunnel packet of our own came out of the TUN; stopped it");
+                }
+                tracing::warn!(
+                    flow = %tuple, reason = %reason, why = record.field("why"), rule = record.field("rule"),
+                    mode_rule = record.field("mode_rule"), "packet refused"
+                );
+                self.push(record);
+            }
+            EngineEvent::FlowOpened {
+                tuple, opener, why, ..
+            } => {
+                let key = key_of(policy, tuple, *opener);
+                let mut fields = flow_fields(tuple, *opener, key.as_ref());
+                fields.extend(why_fields(why));
+                let record = Record::new("opened", &fields);
+                log_access!(debug, record, "connection opened");
+                self.push(record);
+                if let Some(key) = key.filter(|_| tuple.protocol == protocol::TCP) {
+                    self.metrics.count_opened(*opener, &key.local, &key.peer);
+                    let mut inner = self.lock();
+                    if inner.connections.len() < MAX_CONNECTIONS {
+                        inner.connections.insert(*tuple, (*opener, key));
+                    }
+                }
+            }
+            EngineEvent::FlowClosed { tuple, summary } => {
+                let known = self.lock().connections.remove(tuple);
+                let mut fields = vec![
+                    ("flow", tuple.to_string()),
+                    ("bytes_sent", summary.bytes_sent.to_string()),
+                    ("bytes_recv", summary.bytes_received.to_string()),
+                ];
+                if let Some((opener, key)) = &known {
+                    self.metrics
+                        .count_closed(*opener, &key.local, &key.peer, *summary);
+                    fields = [flow_fields(tuple, *opener, Some(key)), fields].concat();
+                }
+                let record = Record::new("closed", &fields);
+                log_access!(info, record, "connection complete");
+                self.push(record);
+            }
+        }
+    }
+
+    fn handle_tunnel(&self, event: &TunnelEvent) {
+        match event {
+            TunnelEvent::Up {
+                key,
+                dialled,
+                remote,
+                version,
+                cipher,
+                group,
+                peer_not_after,
+                ..
+            } => {
+                self.metrics.count_handshake("ok");
+                let record = Record::new(
+                    "tunnel_up",
+                    &[
+                        ("local", key.local.to_string()),
+                        ("peer", key.peer.to_string()),
+                        ("gateway", key.gateway.to_string()),
+                        ("remote", remote.to_string()),
+                        ("role", if *dialled { "client" } else { "server" }.into()),
+                        ("version", (*version).into()),
+                        ("cipher", cipher.clone()),
+                        ("group", group.clone()),
+                        ("peer_not_after", peer_not_after.to_string()),
+                    ],
+                );
+                tracing::info!(
+                    local = %key.local, peer = %key.peer, gateway = %key.gateway, remote = %remote,
+                    role = record.field("role"), version, cipher = record.field("cipher"),
+                    group = record.field("group"), "tunnel up"
+                );
+                self.push(record);
+            }
+            TunnelEvent::Down { reason, .. } => {
+                let record = Record::new("tunnel_down", &[("reason", reason.clone())]);
+                tracing::info!(reason = record.field("reason"), "tunnel down");
+                self.push(record);
+            }
+            TunnelEvent::DialFailed { key, error, .. } => self.dial_failed(key, error),
+            TunnelEvent::IncomingRefused {
+                remote,
+                presented,
+                error,
+            } => {
+                self.metrics.count_handshake("incoming_refused");
+                let presented = presented.clone().unwrap_or_else(|| "nothing".into());
+                let record = Record::new(
+                    "incoming_refused",
+                    &[
+                        ("remote", remote.to_string()),
+                        ("presented", presented),
+                        ("error", error.clone()),
+                    ],
+                );
+                tracing::warn!(
+                    remote = %remote, presented = record.field("presented"), error = record.field("error"),
+                    "peer refused"
+                );
+                self.push(record);
+            }
+            TunnelEvent::FlowRefused { refused, .. } => {
+                let record = Record::new(
+                    "flow_refused",
+                    &[
+                        ("flow", refused.tuple.to_string()),
+                        ("code", format!("{:?}", refused.code)),
+                        ("reason", refused.reason.clone()),
+                    ],
+                );
+                tracing::warn!(
+                    flow = %refused.tuple, code = record.field("code"), reason = record.field("reason"),
+                    "the peer refused a flow"
+                );
+                self.push(record);
+            }
+        }
+    }
+
+    /// Names whom we dialled, whom we wanted, who answered, and what became of the traffic (cli.md 11).
+    fn dial_failed(&self, key: &TunnelKey, error: &DialError) {
+        let mut fields = vec![
+            ("dialled", key.gateway.to_string()),
+            ("local", key.local.to_string()),
+            ("expected", key.peer.to_string()),
+            ("error", chain(error)),
+            (
+                "traffic",
+                "no inner byte was sent; waiting packets were dropped".into(),
+            ),
+        ];
+        let result = match error {
+            DialError::Verify {
+                error,
+                presented,
+                issuer,
+            } => {
+                self.metrics.count_verify_failure(error.as_str());
+                fields.push((
+                    "presented",
+                    presented
+                        .clone()
+                        .unwrap_or_else(|| "no valid identity".into()),
+                ));
+                fields.push(("issuer", issuer.clone().unwrap_or_default()));
+                error.as_str()
+            }
+            DialError::NoIdentity => "no_identity",
+            DialError::Unreachable { .. } => "unreachable",
+            DialError::PeerClosed { .. } => "peer_closed",
+            DialError::Refused { .. } => "refused",
+        };
+        self.metrics.count_handshake(result);
+        fields.push(("result", result.into()));
+        let record = Record::new("dial_failed", &fields);
+        tracing::warn!(
+            dialled = %key.gateway, local = %key.local, expected = %key.peer,
+            presented = record.field("presented"), issuer = record.field("issuer"), result,
+            error = record.field("error"), traffic = record.field("traffic"), "dial failed"
+        );
+        self.push(record);
+    }
+
+    fn push(&self, record: Record) {
+        let records = &mut self.lock().records;
+        if records.len() == KEPT {
+            records.pop_front();
+        }
+        records.push_back(record);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whose flow it is: the registry knows, and asking it needs no table of tunnels.
+fn key_of(policy: &Compiled, tuple: &FiveTuple, opener: Opener) -> Option<TunnelKey> {
+    let decision = match opener {
+        Opener::Local => policy.decide_egress(tuple),
+        Opener::Peer => policy.decide_reply(tuple),
+    };
+    match decision {
+        EgressDecision::Tunnel { key, .. } => Some(key),
+        EgressDecision::Plaintext { .. } | EgressDecision::Refuse { .. } => None,
+    }
+}
+
+fn flow_fields(
+    tuple: &FiveTuple,
+    opener: Opener,
+    key: Option<&TunnelKey>,
+) -> Vec<(&'static str, String)> {
+    let (direction, outward) = match opener {
+        Opener::Local => ("outbound", *tuple),
+        Opener::Peer => ("inbound", tuple.reversed()),
+    };
+    let mut fields = vec![
+        ("direction", direction.into()),
+        ("flow", outward.to_string()),
+        ("src.addr", outward.source.to_string()),
+        ("dst.addr", outward.destination.to_string()),
+    ];
+    if let Some(key) = key {
+        let (source, destination) = match opener {
+            Opener::Local => (&key.local, &key.peer),
+            Opener::Peer => (&key.peer, &key.local),
+        };
+        fields.push(("src.identity", source.to_string()));
+        fields.push(("dst.identity", destination.to_string()));
+    }
+    fields
+}
+
+fn why_fields(why: &Why) -> Vec<(&'static str, String)> {
+    let mut fields = vec![("why", why.text.clone())];
+    fields.push((
+        "rule",
+        why.rule
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+    ));
+    fields.push((
+        "mode_rule",
+        why.mode_rule
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+    ));
+    fields.push(("dst.service", why.service.clone().unwrap_or_default()));
+    fields.push(("accepted", why.accepted.join(",")));
+    fields
+}
+
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let _ = write!(text, ": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// Control characters, line ends and direction marks become `\u{..}`; what is too long is cut.
+pub fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for (index, character) in text.chars().enumerate() {
+        if index == MAX_TEXT {
+            escaped.push('…');
+            break;
+        }
+        let direction_mark = matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+        if character.is_control() || direction_mark {
+            escaped.extend(character.escape_unicode());
+        } else {
+            escaped.push(character);
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{identity::VerifyError, registry::KeyTable};
+
+    fn key() -> TunnelKey {
+        TunnelKey {
+            local: "spiffe://td/ns/default/sa/a".parse().unwrap(),
+            peer: "spiffe://td/ns/default/sa/b".parse().unwrap(),
+            gateway: "192.0.2.1:15008".parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn strings_of_peers_stay_on_one_line() {
+        let hostile = "a\nb\u{1b}[31mc\u{202e}d";
+        assert_eq!(escape(hostile), "a\\u{a}b\\u{1b}[31mc\\u{202e}d");
+        assert_eq!(escape(&"x".repeat(1_000)).chars().count(), MAX_TEXT + 1);
+    }
+
+    #[test]
+    fn a_failed_dial_names_both_identities_and_says_that_nothing_was_sent() {
+        let metrics = Arc::new(Metrics::new("1"));
+        let log = EventLog::new(Arc::clone(&metrics));
+        let error = DialError::Verify {
+            error: VerifyError::WrongIdentity {
+                expected: key().peer,
+                presented: "spiffe://td/ns/default/sa/impostor".parse().unwrap(),
+            },
+            presented: Some("spiffe://td/ns/default/sa/impostor".into()),
+            issuer: Some("CN=ca".into()),
+        };
+        let id = KeyTable::default().id(&key());
+        log.handle_tunnel(&TunnelEvent::DialFailed {
+            id,
+            key: key(),
+            error,
+        });
+        let record = log.records().remove(0);
+        assert_eq!(record.kind, "dial_failed");
+        let text = record.text();
+        for wanted in [
+            "dialled=192.0.2.1:15008",
+            "expected=spiffe://td/ns/default/sa/b",
+            "presented=spiffe://td/ns/default/sa/impostor",
+            "issuer=CN=ca",
+            "no inner byte was sent",
+        ] {
+            assert!(text.contains(wanted), "{wanted} is not in {text}");
+        }
+        let exposition = metrics.encode();
+        assert!(
+            exposition.contains("identun_peer_verify_failures_total{reason=\"wrong_identity\"} 1"),
+            "{exposition}"
+        );
+    }
+
+    #[test]
+    fn only_the_latest_events_are_kept() {
+        let log = EventLog::new(Arc::new(Metrics::new("1")));
+        let id = KeyTable::default().id(&key());
+        for number in 0..300 {
+            log.handle_tunnel(&TunnelEvent::Down {
+                id,
+                reason: number.to_string(),
+            });
+        }
+        let records = log.records();
+        assert_eq!(records.len(), KEPT);
+        assert_eq!(records.last().unwrap().fields["reason"], "299");
+    }
+}

@@ -1,0 +1,163 @@
+//! The life of a started daemon: signals, the admin API, the shard's events, and death in order.
+
+use std::{
+    sync::{Arc, mpsc::Receiver},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use sd_notify::NotifyState;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+    task::{JoinSet, spawn_blocking},
+    time::{Interval, MissedTickBehavior, interval, timeout},
+};
+
+use crate::{
+    daemon::{
+        admin::{admin_router, metrics_router},
+        control::Control,
+        serve::{serve_tcp, serve_unix},
+        start::Started,
+    },
+    io::Command,
+    shard::Event,
+};
+
+/// How long the shard may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// Runs until SIGTERM, SIGINT or a stop through the admin API. Rules, routes and TUN stay: a stopped daemon lets
+/// nothing out in plaintext.
+///
+/// # Errors
+/// When the data plane ends by itself.
+pub async fn run(started: Started) -> anyhow::Result<()> {
+    let Started {
+        control,
+        events,
+        admin,
+        metrics,
+        lock,
+    } = started;
+    let ended = watch_events(Arc::clone(&control), events)?;
+    let mut servers = JoinSet::new();
+    servers.spawn(serve_unix(admin, admin_router(Arc::clone(&control))));
+    if let Some(listener) = metrics {
+        servers.spawn(serve_tcp(listener, metrics_router(Arc::clone(&control))));
+    }
+    tracing::info!(
+        config = %control.path.display(),
+        generation = control.active.load().compiled.generation(),
+        identities = control.active.load().identities.own.len(),
+        "ready"
+    );
+    notify(&[NotifyState::Ready]);
+    let result = live(&control, ended).await;
+    notify(&[NotifyState::Stopping]);
+    servers.shutdown().await;
+    let _ = std::fs::remove_file(&control.active.load().settings.admin_socket);
+    drop(lock);
+    result
+}
+
+/// Waits for signals and requests, and ends the shard in order.
+async fn live(control: &Arc<Control>, mut ended: oneshot::Receiver<()>) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut watchdog = watchdog();
+    let reason = loop {
+        tokio::select! {
+            _ = terminate.recv() => break "SIGTERM",
+            _ = interrupt.recv() => break "SIGINT",
+            () = control.stop.notified() => break "asked to stop",
+            _ = hangup.recv() => reload(control).await,
+            _ = &mut ended => {
+                let why = control.shard.ended().unwrap_or_else(|| "unknown reason".into());
+                bail!("the data plane has ended: {why}; rules, routes and TUN stay, so nothing leaves in plaintext");
+            }
+            () = tick(watchdog.as_mut()) => answer_watchdog(control).await,
+        }
+    };
+    tracing::info!(reason, "stopping");
+    let drain = Command::Drain {
+        reason: "the daemon stops".into(),
+    };
+    if control
+        .shard
+        .send(drain)
+        .and_then(|()| control.shard.send(Command::Stop))
+        .is_ok()
+        && timeout(GOODBYE, ended).await.is_err()
+    {
+        tracing::warn!("the data plane did not end in time");
+    }
+    tracing::info!(
+        tun = control.host.tun_name,
+        table = control.host.table,
+        "stopped; rules, routes and TUN stay, so nothing leaves in plaintext: `identun down` removes them"
+    );
+    Ok(())
+}
+
+/// Hands the shard's events to the log on a thread of their own. The receiver learns when the shard has ended.
+fn watch_events(
+    control: Arc<Control>,
+    events: Receiver<Event>,
+) -> anyhow::Result<oneshot::Receiver<()>> {
+    let (sender, ended) = oneshot::channel();
+    let work = move || {
+        for event in events {
+            control
+                .events
+                .handle(&event, &control.active.load().compiled);
+        }
+        let _ = sender.send(());
+    };
+    thread::Builder::new()
+        .name("identun-events".into())
+        .spawn(work)
+        .context("cannot start the event thread")?;
+    Ok(ended)
+}
+
+/// The outcome is logged and kept for `status`; whoever sent the signal cannot be answered.
+async fn reload(control: &Arc<Control>) {
+    notify(&[NotifyState::Reloading]);
+    let control = Arc::clone(control);
+    let _ = spawn_blocking(move || control.reload()).await;
+    notify(&[NotifyState::Ready]);
+}
+
+/// systemd's watchdog hears from us while the shard answers, and not otherwise.
+async fn answer_watchdog(control: &Arc<Control>) {
+    let control = Arc::clone(control);
+    match spawn_blocking(move || control.snapshot().map(drop)).await {
+        Ok(Ok(())) => notify(&[NotifyState::Watchdog]),
+        Ok(Err(error)) => tracing::error!(error = %format!("{error:#}"), "the data plane is stuck"),
+        Err(error) => tracing::error!(error = %error, "the watchdog's question failed"),
+    }
+}
+
+fn watchdog() -> Option<Interval> {
+    let mut interval = interval(sd_notify::watchdog_enabled()? / 2);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    Some(interval)
+}
+
+async fn tick(interval: Option<&mut Interval>) {
+    match interval {
+        Some(interval) => drop(interval.tick().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Without systemd there is nobody to tell.
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(error = %error, "cannot notify the service manager");
+    }
+}

@@ -1,0 +1,91 @@
+//! The lock of the one instance: held by a running daemon, and by `down` while it removes.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{Read, Seek, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::FlockOperation;
+
+use crate::store::files::{FileError, io_error};
+
+/// Why the lock is not ours.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another process holds it.
+    #[error("another identun (process {holder}) holds {path}")]
+    Held {
+        /// The lock file.
+        path: PathBuf,
+        /// The process it names.
+        holder: String,
+    },
+    /// The lock file cannot be used.
+    #[error("cannot lock the state folder")]
+    File(#[source] FileError),
+}
+
+/// Held until dropped; the kernel frees it when the process dies.
+#[derive(Debug)]
+pub struct InstanceLock {
+    _file: File,
+}
+
+impl InstanceLock {
+    /// Takes the lock of a state folder, or says who has it. Never waits.
+    ///
+    /// # Errors
+    /// [`LockError::Held`] when another process has it.
+    pub fn acquire(state_dir: &Path) -> Result<Self, LockError> {
+        let path = state_dir.join("lock");
+        let failed = |operation| {
+            let path = path.clone();
+            move |error| LockError::File(io_error(operation, &path)(error))
+        };
+        let mut options = OpenOptions::new();
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600);
+        let mut file = options.open(&path).map_err(failed("open"))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut holder = String::new();
+                let _ = (&file).take(16).read_to_string(&mut holder);
+                return Err(LockError::Held {
+                    path,
+                    holder: holder.trim().into(),
+                });
+            }
+            Err(error) => return Err(failed("lock")(error.into())),
+        }
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .map_err(failed("write"))?;
+        Ok(Self { _file: file })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_holder_at_a_time_and_the_second_learns_who() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = InstanceLock::acquire(dir.path()).unwrap();
+        let error = InstanceLock::acquire(dir.path()).unwrap_err();
+        assert!(
+            error.to_string().contains(&std::process::id().to_string()),
+            "{error}"
+        );
+        drop(first);
+        assert!(InstanceLock::acquire(dir.path()).is_ok());
+    }
+}
