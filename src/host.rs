@@ -337,3 +337,126 @@ fn is_interface_name(name: &str) -> bool {
             .is_some_and(|b| b.is_ascii_alphanumeric())
         && name.bytes().all(allowed)
 }
+
+#[cfg(test)]
+pub(in crate::host) mod tests {
+    use super::*;
+
+    pub(in crate::host) fn settings() -> HostSettings {
+        HostSettings {
+            table: "identun".into(),
+            tun_name: "identun0".into(),
+            tun_address: Ipv4Addr::new(192, 0, 0, 8),
+            mark_mask: 0x3000_0000,
+            tunnel_mark: 0x1000_0000,
+            bypass_mark: 0x2000_0000,
+            routing_table: 7700,
+            rule_priority: 300,
+            port: 15008,
+            daemon_uid: 994,
+            workload_interfaces: Vec::new(),
+        }
+    }
+
+    /// The setting that is refused after a change to good settings.
+    fn refused(change: impl FnOnce(&mut HostSettings)) -> Option<&'static str> {
+        let mut settings = settings();
+        change(&mut settings);
+        match settings.check() {
+            Ok(()) => None,
+            Err(HostError::Setting { what, .. }) => Some(what),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn the_work_can_be_given_to_any_runtime_thread() {
+        fn is_send<T: Send>(_: T) {}
+        is_send(install_routes(&settings()));
+        is_send(down(&settings()));
+        is_send(conflicts(&settings()));
+    }
+
+    #[test]
+    fn nothing_but_a_name_reaches_nft() {
+        for name in [
+            "",
+            "0t",
+            "Identun",
+            "a b",
+            "a;",
+            "a\n",
+            "a{",
+            "ü",
+            &"a".repeat(32),
+        ] {
+            assert_eq!(
+                refused(|s| s.table = name.into()),
+                Some("table"),
+                "{name:?}"
+            );
+        }
+        for name in [
+            "",
+            ".",
+            "..",
+            "-x",
+            "a/b",
+            "a\"",
+            "a*",
+            "a b",
+            "$x",
+            "abcdefghijklmnop",
+        ] {
+            assert_eq!(
+                refused(|s| s.tun_name = name.into()),
+                Some("interface"),
+                "{name:?}"
+            );
+            let interfaces = vec!["eth0".into(), name.into()];
+            assert_eq!(
+                refused(|s| s.workload_interfaces = interfaces),
+                Some("interface")
+            );
+        }
+        for name in ["eth0.100", "vethA1b2", "br-0a1b2c3d4e5f", "wl_0"] {
+            assert_eq!(
+                refused(|s| s.workload_interfaces = vec![name.into()]),
+                None,
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn marks_stay_within_their_mask_and_apart() {
+        assert_eq!(refused(|_| ()), None);
+        assert_eq!(refused(|s| s.tunnel_mark = 0), Some("tunnel mark"));
+        assert_eq!(
+            refused(|s| s.tunnel_mark = 0x4000_0000),
+            Some("tunnel mark")
+        );
+        assert_eq!(
+            refused(|s| s.bypass_mark = 0x2000_0001),
+            Some("bypass mark")
+        );
+        assert_eq!(
+            refused(|s| s.bypass_mark = s.tunnel_mark),
+            Some("bypass mark")
+        );
+    }
+
+    #[test]
+    fn the_systems_own_tables_and_rules_are_not_taken() {
+        for table in [0, 253, 254, 255] {
+            assert_eq!(refused(|s| s.routing_table = table), Some("routing table"));
+        }
+        for priority in [0, 32_765, 32_766, u32::MAX] {
+            assert_eq!(
+                refused(|s| s.rule_priority = priority),
+                Some("rule priority")
+            );
+        }
+        assert_eq!(refused(|s| s.port = 0), Some("port"));
+    }
+}

@@ -3,7 +3,7 @@
 //! Every input carries `now`, every output is polled; the same seed and inputs give the same decisions and events.
 //! After any input, poll until each `poll_` method has nothing left.
 //!
-//! INVARIANT: the only way from a session to the device is [`Shard::deliver`], behind [`Engine::handle_ingress`].
+//! INVARIANT: the only way from a session to the device is `Shard::deliver`, behind [`Engine::handle_ingress`].
 
 mod deliver;
 mod settings;

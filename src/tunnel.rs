@@ -38,6 +38,7 @@ use crate::{
     registry::{KeyTable, TunnelId, TunnelKey},
     tunnel::{
         config::Configs,
+        control::Violation,
         links::{Links, Routed},
         pool::Tunnel,
         random::Random,
@@ -300,11 +301,14 @@ impl Tunnels {
                 Event::Connected => self.handle_connected(handle, now),
                 Event::ConnectionLost { reason } => self.handle_lost(handle, &reason, now),
                 Event::Stream(StreamEvent::Opened { dir }) => self.handle_stream(handle, dir, now),
+                Event::Stream(StreamEvent::Stopped { .. }) => {
+                    let violation = Violation::protocol("the control stream was stopped");
+                    self.end(handle, violation.into(), now);
+                }
                 Event::Stream(
                     StreamEvent::Available { .. }
                     | StreamEvent::Finished { .. }
                     | StreamEvent::Readable { .. }
-                    | StreamEvent::Stopped { .. }
                     | StreamEvent::Writable { .. },
                 )
                 | Event::DatagramReceived

@@ -3,6 +3,12 @@
 //! A test starts itself again under `unshare -n` (as root) or `unshare -Urn`. Where that is not possible it fails in
 //! CI and says so elsewhere.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "this is a test, its helpers too"
+)]
+
 #[path = "host_netns/steering.rs"]
 mod steering;
 #[path = "host_netns/support.rs"]

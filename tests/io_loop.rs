@@ -23,14 +23,22 @@ use identun::{
     tunnel::{TunnelEvent, TunnelSettings},
     wire::{DropReason, virtio::VIRTIO_HEADER_LEN},
 };
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    time::Timespec,
+};
 
+/// How long a packet may take before the test gives up; nothing waits this long when all is well.
+const PATIENCE: Timespec = Timespec {
+    tv_sec: 20,
+    tv_nsec: 0,
+};
 const DAY: Duration = Duration::from_secs(86_400);
 /// Who sends, and to whom.
 const A: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 const B: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
-/// An address of host A's interfaces; tunnel packets from there must not come out of its device.
-const UNDERLAY_A: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// Another address of each host's interfaces: tunnel packets from there must not come out of the device.
+const UNDERLAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const ICMP: u8 = 1;
 const UDP: u8 = 17;
 
@@ -51,6 +59,8 @@ struct End {
     port: u16,
     handle: ShardHandle,
     events: Receiver<Event>,
+    /// What it told so far.
+    told: Vec<Event>,
 }
 
 impl End {
@@ -60,12 +70,18 @@ impl End {
             .unwrap();
     }
 
-    /// Waits for the next packet that the loop delivers.
+    /// Waits for the next packet that the loop delivers; a tunnel that gives up first says why.
     fn receive(&mut self) -> Vec<u8> {
         let fd = self.kernel.fd().unwrap();
+        let came = poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&PATIENCE)).unwrap();
+        self.told.extend(self.events.try_iter());
         assert_eq!(
-            poll(&mut [PollFd::new(&fd, PollFlags::IN)], None).unwrap(),
-            1
+            came,
+            1,
+            "{:#?} {:#?} {:?}",
+            self.snapshot(),
+            self.told,
+            self.handle.ended()
         );
         let mut frame = vec![0; MAX_FRAME];
         let length = self.kernel.read(&mut frame).unwrap();
@@ -92,7 +108,7 @@ impl End {
 fn pair(ip: IpAddr) -> (End, End) {
     let clock = WallClock::default();
     clock.set(unix_seconds());
-    let ca = Ca::new(&domain(), clock.unix_seconds(), DAY).unwrap();
+    let ca = Ca::new(&domain(), clock.unix_seconds(), DAY * 2).unwrap();
     let settings = UnderlaySettings {
         listen: SocketAddr::new(ip, 0),
         mark: 0,
@@ -131,13 +147,10 @@ fn end(account: &str, underlay: Underlay, policy: &str, ca: &Ca, clock: &WallClo
         bundles,
         generation: 1,
     });
-    let port = underlay.local_addr().unwrap().port();
+    let local = underlay.local_addr().unwrap();
+    let port = local.port();
     let host = HostFacts {
-        underlay: if account == "a" {
-            [UNDERLAY_A.into()].into()
-        } else {
-            [].into()
-        },
+        underlay: [local.ip(), UNDERLAY.into()].into(),
         port,
         identities: [id].into(),
         exempt: [].into(),
@@ -169,6 +182,7 @@ fn end(account: &str, underlay: Underlay, policy: &str, ca: &Ca, clock: &WallClo
         port,
         handle,
         events,
+        told: Vec::new(),
     }
 }
 
@@ -219,7 +233,7 @@ fn internet_checksum(bytes: &[u8]) -> [u8; 2] {
     let words = bytes
         .chunks(2)
         .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
-    let sum = words.fold(0, |sum, word| sum + word);
+    let sum: u32 = words.sum();
     let sum = (sum & 0xffff) + (sum >> 16);
     let sum = (sum & 0xffff) + (sum >> 16);
     (!u16::try_from(sum).unwrap()).to_be_bytes()
@@ -280,8 +294,8 @@ fn pings_cross_both_ways_over_ipv4_and_ipv6() {
                 ),
                 (100, 100)
             );
-            let is_up = |event: Event| matches!(event, Event::Tunnel(TunnelEvent::Up { .. }));
-            assert!(end.events.try_iter().any(is_up));
+            let is_up = |event: &Event| matches!(event, Event::Tunnel(TunnelEvent::Up { .. }));
+            assert!(end.told.iter().any(is_up));
         }
     }
 }
@@ -336,7 +350,7 @@ fn own_tunnel_packets_out_of_the_device_end_the_loop_with_the_reason() {
     let mut udp = [port, port, 12_u16.to_be_bytes(), [0, 0]].concat();
     udp.extend(b"quic");
     for _ in 0..4 {
-        a.send(&ipv4(UDP, UNDERLAY_A, Ipv4Addr::new(192, 0, 2, 2), &udp));
+        a.send(&ipv4(UDP, UNDERLAY, Ipv4Addr::new(192, 0, 2, 2), &udp));
     }
     let why = a.wait_for_end();
     assert!(why.starts_with("self-capture loop"), "{why}");

@@ -248,7 +248,7 @@ fn an_error_is_rendered_with_its_line() {
         text: text.into(),
     };
     let file = Arc::new(file);
-    let (_, findings) = load(&[file.clone()], &mesh_settings());
+    let (_, findings) = load(std::slice::from_ref(&file), &mesh_settings());
     let rendered = render(errors(&findings)[0], Some(&file), false);
     let expected = "error[IDT0203]: unknown mTLS mode `PERMISIVE`\n --> 20-web.yaml:7:18\n  |\n7 |   - mtls: {mode: PERMISIVE} # größer\n  |                  ^^^^^^^^^ expected STRICT or PERMISSIVE\n  |\n  = help: did you mean `PERMISSIVE`?";
     assert_eq!(rendered, expected);
@@ -343,7 +343,11 @@ fn survives(text: &str) {
             place.line as usize <= text.split(['\n', '\r']).count(),
             "{place} in {text:?}"
         );
-        render(found, Some(&file), false);
+        let rendered = render(found, Some(&file), false);
+        assert!(
+            rendered.contains(&place.to_string()),
+            "{place} in {rendered}"
+        );
     }
     let _: Result<std::collections::BTreeMap<String, String>, _> = parse_settings(&file);
 }

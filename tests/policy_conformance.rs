@@ -1,8 +1,15 @@
 //! What policy and registry decide, case by case. P numbers are the conformance cases of policy.md 8; the hosts are `a`,
 //! `b` (in the mesh) and `naked` (outside of it).
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test input that does not parse ends the test"
+)]
+
 #[path = "policy/mesh.rs"]
 mod mesh;
+#[path = "policy/text.rs"]
+mod text;
 
 use identun::{
     policy::{
@@ -400,7 +407,9 @@ fn aliases_widen_the_registry_but_not_a_rule() {
         .decide_egress(&tcp(A, B, 80))
     {
         EgressDecision::Tunnel { why, key } => (why.accepted.clone(), key.peer.to_string()),
-        other => panic!("{other:?}"),
+        other @ (EgressDecision::Plaintext { .. } | EgressDecision::Refuse { .. }) => {
+            panic!("{other:?}")
+        }
     };
     let both = vec![ID_B.to_owned(), "spiffe://old/ns/ns/sa/b".to_owned()];
     assert_eq!(why(vec![global(IM)]), (both, ID_B.to_owned()));
@@ -1053,4 +1062,21 @@ fn findings_name_what_does_not_fit_together() {
         &codes_of(&twice, &MeshSettings::default(), on_a()),
         "IDT0560"
     ));
+}
+
+#[test]
+fn p32_identities_of_istio_have_exactly_one_form() {
+    for (text, expected) in [
+        ("spiffe://td/ns/ns/sa/sa", true),
+        ("td/ns/ns/sa/sa", false),
+        ("spiffe://td/ns/ns/sa", false),
+        ("spiffe://td/ns/ns/sa/sa/", false),
+        ("spiffe://td/foobar/ns/sa/sa", false),
+    ] {
+        let id = text.parse::<identun::spiffe::SpiffeId>().ok();
+        let account = id
+            .as_ref()
+            .and_then(identun::spiffe::SpiffeId::service_account);
+        assert_eq!(account.is_some(), expected, "{text}");
+    }
 }

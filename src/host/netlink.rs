@@ -36,7 +36,11 @@ where
     socket.send(&buffer)?;
     buffer.resize(DATAGRAM, 0);
     loop {
-        let length = socket.read(&mut buffer)?;
+        let length = match socket.read(&mut buffer) {
+            // with a time limit set, a signal ends the call
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            length => length?,
+        };
         let mut rest = buffer.get(..length).unwrap_or_default();
         while let Some((message, after)) = split(rest) {
             rest = after;

@@ -1,7 +1,7 @@
 //! The ruleset as one value, rendered to nft text. Pure: `command` hands the text to nft.
 //!
-//! `table.nft` and `family.nft` hold the chains; why each line stands where it does is written in `ARCHITECTURE.md`
-//! and at the lines themselves. The sets `own*` and `tf*` are filled by the packet path (plaintext flows opened by
+//! `table.nft` and `family.nft` hold the chains, with the reason of a line beside it.
+//! The sets `own*` and `tf*` are filled by the packet path (plaintext flows opened by
 //! this host; flows seen from the TUN): whatever else changes, they are kept, because losing them cuts the first kind
 //! off and lets replies of the second kind out in plaintext. No other set is emptied or made anew either. So the
 //! specification of a set or the hook of a chain must not change under the same name.
@@ -133,5 +133,126 @@ impl Ruleset {
             .replace("$BYPASS", &format!("{:#x}", settings.bypass_mark))
             .replace("$PORT", &settings.port.to_string())
             .replace("$UID", &settings.daemon_uid.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::tests::settings;
+
+    fn ruleset(settings: &HostSettings, steering: &Steering) -> Ruleset {
+        Ruleset::new(settings, steering).unwrap()
+    }
+
+    fn policy() -> Steering {
+        let mut steering = Steering::default();
+        let (host, peer) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
+        steering.must.insert((host, peer, 6, 443));
+        steering.must_all.insert((host, peer));
+        steering.plain.insert((host, peer, 17, 53));
+        steering.strict_all.insert(host);
+        steering.strict_all.insert("fd00::1".parse().unwrap());
+        steering.exempt.insert((6, 22));
+        steering
+    }
+
+    #[test]
+    fn every_line_that_decides_carries_the_settings() {
+        let mut settings = settings();
+        settings.workload_interfaces = vec!["br-1.7".into()];
+        let text = ruleset(&settings, &policy()).create();
+        for line in [
+            "table inet identun {",
+            "set own4 { type ipv4_addr . ipv4_addr . inet_proto . inet_service . inet_service; flags dynamic,timeout; size 65536; timeout 10m; }",
+            "set must_net6 { type ipv6_addr . ipv6_addr . inet_proto . inet_service; flags interval; }",
+            "type filter hook postrouting priority 290; policy accept;",
+            "type route hook output priority mangle; policy accept;",
+            "meta skuid 994 meta mark & 0x30000000 == 0x20000000 udp sport 15008 return",
+            "meta mark set meta mark & 0xcfffffff | 0x10000000",
+            "meta mark & 0x30000000 == 0x10000000 counter name c_guard drop",
+            "iifname \"identun0\" goto from_tun",
+            "oifname { \"lo\", \"identun0\" } return",
+            "ct direction reply goto reply6",
+            "add element inet identun must4 { 10.0.0.1 . 10.0.0.2 . 6 . 443 }",
+            "add element inet identun must_all4 { 10.0.0.1 . 10.0.0.2 }",
+            "add element inet identun strict_all6 { fd00::1 }",
+            "add element inet identun exempt { 6 . 22 }",
+            "add element inet identun wl_idx { \"br-1.7\" }",
+        ] {
+            let found = text.lines().any(|other| other.trim().starts_with(line));
+            assert!(found, "{line} is not in {text}");
+        }
+        assert!(!text.contains('$'), "a name was not replaced in {text}");
+    }
+
+    #[test]
+    fn exceptions_are_looked_up_before_what_they_are_taken_from() {
+        let text = ruleset(&settings(), &policy()).create();
+        for family in ["4", "6"] {
+            let (_, steer) = text.split_once(&format!("chain steer{family} {{")).unwrap();
+            let at = |set: &str| steer.find(&format!("@{set}{family} ")).unwrap();
+            let order = [
+                "must",
+                "must_net",
+                "tf",
+                "plain",
+                "must_all",
+                "must_all_net",
+            ]
+            .map(at);
+            assert!(order.is_sorted(), "{order:?}");
+            // a STRICT source's plaintext to a registered peer
+            assert!(text.contains(&format!("@plain{family} goto keep{family}")));
+        }
+    }
+
+    #[test]
+    fn a_table_that_stands_loses_no_set_and_no_hook() {
+        let (old, new) = (
+            ruleset(&settings(), &Steering::default()),
+            ruleset(&settings(), &policy()),
+        );
+        let mut present = Present::default();
+        for line in old.create().lines() {
+            let mut words = line.split_whitespace();
+            match (words.next(), words.next()) {
+                (Some("chain"), Some(name)) => present.chains.insert(name.to_owned()),
+                (Some("set"), Some(name)) => present.sets.insert(name.to_owned()),
+                _ => false,
+            };
+        }
+        present.chains.insert("of_an_older_version".to_owned());
+        present.sets.insert("set_of_an_older_version".to_owned());
+        assert!(present.chains.contains("guard") && present.sets.contains("tf6"));
+        let text = new.adopt(&old.elements) + &new.refill(&present);
+        let deletions: Vec<_> = text
+            .lines()
+            .filter(|line| line.starts_with("delete"))
+            .collect();
+        assert_eq!(
+            deletions,
+            [
+                "delete chain inet identun of_an_older_version",
+                "delete set inet identun set_of_an_older_version",
+            ]
+        );
+        assert!(!text.contains("flush set") && text.contains("flush chain inet identun guard"));
+        assert!(text.contains("add element inet identun must4 { 10.0.0.1 . 10.0.0.2 . 6 . 443 }"));
+    }
+
+    #[test]
+    fn only_differences_are_written_deletions_first() {
+        let old = ruleset(&settings(), &policy());
+        let mut changed = policy();
+        changed.must.clear();
+        changed.peers.insert("10.0.0.2".parse().unwrap());
+        let new = ruleset(&settings(), &changed);
+        assert_eq!(old.difference(&old), None);
+        assert_eq!(
+            new.difference(&old).unwrap(),
+            "delete element inet identun must4 { 10.0.0.1 . 10.0.0.2 . 6 . 443 }\n\
+             add element inet identun peer4 { 10.0.0.2 }\n"
+        );
     }
 }

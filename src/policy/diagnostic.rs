@@ -1,6 +1,6 @@
 //! What is wrong with a file, where, and what to do; and the table of every code.
 //!
-//! Owns the shape of a finding. Never prints: [`crate::policy::render`] makes the text.
+//! Owns the shape of a finding. Never prints: [`render`](fn@crate::policy::render) makes the text.
 
 use std::sync::Arc;
 
@@ -162,7 +162,7 @@ pub mod codes {
         FOREIGN_KIND "IDT0306" Info "A kind has nothing to do with policy and is ignored.";
         CLUSTER_SCOPE "IDT0307" Error "A resource of cluster scope has a namespace.";
         UNKNOWN_ANNOTATION "IDT0308" Error "An identun.io annotation does not exist, or not on this kind.";
-        BAD_GATEWAY "IDT0309" Error "The annotation identun.io/gateway is not IP, IP:port or [IPv6]:port.";
+        BAD_GATEWAY "IDT0309" Error "The annotation identun.io/gateway is not an IP address, alone or with a port.";
 
         MESH_POLICY_NAME "IDT0401" Error "A MeshPolicy has another name than default; Istio never uses such a one.";
         MESH_POLICY_TARGETS "IDT0402" Error "A MeshPolicy names targets, but holds for the whole mesh.";

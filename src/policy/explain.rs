@@ -109,30 +109,16 @@ impl Compiled {
             && port.is_some_and(|port| self.host().exempt.contains(&(protocol, port)));
         let (outcome, reason) = self.conclude(decided, server_mode, same_host, exempt);
         let not_in_mesh = (!same_host).then_some(Intent::NotInMesh);
-        let mut explanation = Explanation {
-            source,
-            destination,
-            protocol,
-            port,
-            source_workload: sender.map(view),
-            service: None,
-            endpoint: endpoint.map(view),
-            endpoint_address: endpoint.map(|endpoint| endpoint.address),
-            captured: false,
-            encrypted: outcome == Outcome::Mtls,
-            outcome,
-            reason,
-            drop_reason: None,
-            accepted: Vec::new(),
-            peer: None,
-            gateway: None,
-            client: decided.map(|decided| decided.intent).or(not_in_mesh),
-            client_rule: None,
-            server_mode,
-            server_rule: server_mode.and_then(|_| self.decider.mode_rule.clone()),
-            plaintext_accepted: exempt || server_mode != Some(Mode::Strict),
-            exempt,
-        };
+        let mut explanation =
+            Explanation::new((source, destination, protocol, port), outcome, reason);
+        explanation.source_workload = sender.map(view);
+        explanation.endpoint = endpoint.map(view);
+        explanation.endpoint_address = endpoint.map(|endpoint| endpoint.address);
+        explanation.client = decided.map(|decided| decided.intent).or(not_in_mesh);
+        explanation.server_mode = server_mode;
+        explanation.server_rule = server_mode.and_then(|_| self.decider.mode_rule.clone());
+        explanation.plaintext_accepted = exempt || server_mode != Some(Mode::Strict);
+        explanation.exempt = exempt;
         if let Some(decided) = decided {
             explanation.captured = self.is_local(source) && decided.verdict.is_captured();
             explanation.take(decided);
@@ -203,6 +189,38 @@ impl Compiled {
 }
 
 impl Explanation {
+    /// The flow and its end; nothing of what led there.
+    const fn new(
+        (source, destination, protocol, port): (IpAddr, IpAddr, u8, Option<u16>),
+        outcome: Outcome,
+        reason: String,
+    ) -> Self {
+        Self {
+            source,
+            destination,
+            protocol,
+            port,
+            source_workload: None,
+            service: None,
+            endpoint: None,
+            endpoint_address: None,
+            captured: false,
+            encrypted: matches!(outcome, Outcome::Mtls),
+            outcome,
+            reason,
+            drop_reason: None,
+            accepted: Vec::new(),
+            peer: None,
+            gateway: None,
+            client: None,
+            client_rule: None,
+            server_mode: None,
+            server_rule: None,
+            plaintext_accepted: false,
+            exempt: false,
+        }
+    }
+
     /// Takes over what the client's side decided.
     fn take(&mut self, decided: &Decided<'_>) {
         self.service = decided.service.map(|service| service.host.to_string());

@@ -221,3 +221,174 @@ fn push_unique<T: PartialEq>(list: &mut Vec<T>, item: T) {
         list.push(item);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::{
+        Place, ResourceName,
+        service::{Endpoints, ExportTo, Location, Resolution, ServiceEntry, Workload},
+    };
+
+    struct Nowhere;
+
+    impl LocalHost for Nowhere {
+        fn holds(&self, _: &SpiffeId) -> bool {
+            false
+        }
+
+        fn has_address(&self, _: IpAddr) -> bool {
+            false
+        }
+    }
+
+    fn place(line: u32) -> Place {
+        Place {
+            file: "f".into(),
+            line,
+            column: 1,
+        }
+    }
+
+    fn resource(name: &str) -> ResourceName {
+        ResourceName {
+            kind: "WorkloadEntry",
+            namespace: "ns".into(),
+            name: name.into(),
+        }
+    }
+
+    fn labels(pairs: &[(&str, &str)]) -> BTreeMap<Arc<str>, Arc<str>> {
+        pairs
+            .iter()
+            .map(|(key, value)| ((*key).into(), (*value).into()))
+            .collect()
+    }
+
+    fn workload(address: &str, account: Option<&str>) -> Workload {
+        Workload {
+            resource: resource(address),
+            place: place(1),
+            address: address.parse().unwrap(),
+            ports: BTreeMap::new(),
+            labels: labels(&[("app", "web")]),
+            namespace: "ns".into(),
+            service_account: account.map(Into::into),
+            gateway: None,
+            mesh_capable: account.is_some(),
+        }
+    }
+
+    fn web(endpoints: Endpoints) -> ServiceEntry {
+        let port = |number, name: &str, target_port| ServicePort {
+            number,
+            name: name.into(),
+            protocol: "TCP".into(),
+            target_port,
+        };
+        ServiceEntry {
+            resource: resource("web"),
+            place: place(9),
+            hosts: vec!["web.local".into()],
+            addresses: vec![],
+            ports: vec![
+                port(80, "http", None),
+                port(443, "tls", Some(8443)),
+                port(9, "x", Some(99)),
+            ],
+            location: Location::MeshInternal,
+            resolution: Resolution::Static,
+            endpoints,
+            export_to: ExportTo::All,
+            subject_alt_names: vec![],
+        }
+    }
+
+    fn build(
+        services: &[ServiceEntry],
+        workloads: &[Workload],
+    ) -> Result<Registry, Vec<RegistryError>> {
+        Registry::new(services, workloads, &"td".parse().unwrap(), &Nowhere)
+    }
+
+    #[test]
+    fn declarations_of_one_address_are_joined() {
+        let mut entry = workload("10.0.0.1", Some("a"));
+        entry.gateway = Some("192.0.2.1:99".parse().unwrap());
+        let inline = workload("10.0.0.1", None);
+        for workloads in [[entry.clone(), inline.clone()], [inline, entry.clone()]] {
+            let registry = build(&[], &workloads).unwrap();
+            let joined = registry.workload(entry.address).unwrap();
+            assert_eq!(
+                joined.identity,
+                Some("spiffe://td/ns/ns/sa/a".parse().unwrap())
+            );
+            assert_eq!(
+                (joined.gateway, joined.mesh_capable),
+                (entry.gateway.unwrap(), true)
+            );
+            assert_eq!(registry.workloads().len(), 1);
+        }
+        let errors = build(&[], &[entry, workload("10.0.0.1", Some("b"))]).unwrap_err();
+        assert!(
+            matches!(&*errors, [RegistryError::AddressClaimedTwice { .. }]),
+            "{errors:?}"
+        );
+        let errors = build(&[], &[workload("10.0.0.1", Some("a/b"))]).unwrap_err();
+        assert!(
+            matches!(&*errors, [RegistryError::BadIdentity { .. }]),
+            "{errors:?}"
+        );
+    }
+
+    #[test]
+    fn an_endpoint_port_is_its_own_then_the_target_then_the_service_port() {
+        let mut endpoint = workload("10.0.0.1", Some("a"));
+        endpoint.ports = [("http".into(), 8080), ("x".into(), 7)].into();
+        let registry = build(&[web(Endpoints::Inline(vec![endpoint.clone()]))], &[]).unwrap();
+        let found = |port| match registry.classify("ns", endpoint.address, Some(port)) {
+            Destination::Service(_, port) => Some(port.number),
+            Destination::Address | Destination::Unknown => None,
+        };
+        let ports = [8080, 8443, 7, 80, 443, 99];
+        assert_eq!(
+            ports.map(found),
+            [Some(80), Some(443), Some(9), None, None, None]
+        );
+        assert_eq!(
+            registry.ports_at("ns", endpoint.address),
+            [7, 8080, 8443].into()
+        );
+    }
+
+    #[test]
+    fn a_selector_finds_workloads_of_its_own_namespace() {
+        let mut other = workload("10.0.0.2", Some("b"));
+        other.namespace = "other".into();
+        let mut unlabelled = workload("10.0.0.3", Some("c"));
+        unlabelled.labels = labels(&[("app", "db")]);
+        let workloads = [workload("10.0.0.1", Some("a")), other, unlabelled];
+        let registry = build(
+            &[web(Endpoints::Selector(labels(&[("app", "web")])))],
+            &workloads,
+        )
+        .unwrap();
+        let endpoints: Vec<_> = registry.services()[0]
+            .endpoints
+            .iter()
+            .map(|known| known.address)
+            .collect();
+        assert_eq!(endpoints, [workloads[0].address]);
+    }
+
+    #[test]
+    fn a_service_exported_to_nobody_is_seen_by_nobody() {
+        let mut entry = web(Endpoints::Inline(vec![workload("10.0.0.1", Some("a"))]));
+        entry.export_to = ExportTo::Nobody;
+        entry.addresses = vec!["10.9.0.0/16".parse().unwrap()];
+        let registry = build(&[entry], &[]).unwrap();
+        let classify = |address: &str| registry.classify("ns", address.parse().unwrap(), Some(80));
+        assert!(matches!(classify("10.0.0.1"), Destination::Address));
+        assert!(matches!(classify("10.9.0.1"), Destination::Unknown));
+    }
+}

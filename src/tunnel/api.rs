@@ -168,7 +168,6 @@ pub struct TunnelSnapshot {
     /// Where packets go at this moment.
     pub remote: Option<SocketAddr>,
     /// What the tunnel can do for a packet.
-    #[serde(flatten)]
     pub state: TunnelState,
     /// Whether we dialled the session that carries packets.
     pub dialled: Option<bool>,

@@ -22,6 +22,8 @@ use crate::{
     },
 };
 
+/// RFC 9000; drafts are not spoken.
+const QUIC_V1: u32 = 1;
 /// What QUIC promises every path can carry, in bytes of UDP payload (RFC 9000 §14).
 const MIN_UDP_PAYLOAD: u16 = 1_200;
 /// The largest UDP payload that QUIC can name.
@@ -46,12 +48,16 @@ pub(super) struct Configs {
     dial: Arc<TransportConfig>,
     accept: Arc<TransportConfig>,
     token_key: Arc<hkdf::Prk>,
+    validation: ValidationTokenConfig,
     clock: Arc<WallClock>,
 }
 
 impl Configs {
     pub(super) fn new(settings: &TunnelSettings) -> Self {
+        let mut validation = ValidationTokenConfig::default();
+        validation.sent(0).log(Arc::new(NoneTokenLog));
         Self {
+            validation,
             endpoint: Arc::new(endpoint(settings)),
             dial: Arc::new(transport(settings, 0)),
             accept: Arc::new(transport(settings, 1)),
@@ -70,12 +76,10 @@ impl Configs {
         report: &VerifyReport,
     ) -> Result<Arc<ServerConfig>, NoInitialCipherSuite> {
         let crypto = quic_server(tls, report)?;
-        let mut validation = ValidationTokenConfig::default();
-        validation.sent(0).log(Arc::new(NoneTokenLog));
         let mut server = ServerConfig::new(crypto, Arc::clone(&self.token_key) as _);
         server
             .transport_config(Arc::clone(&self.accept))
-            .validation_token_config(validation)
+            .validation_token_config(self.validation.clone())
             .time_source(Arc::clone(&self.clock) as _)
             .migration(true)
             .max_incoming(MAX_UNDECIDED)
@@ -109,6 +113,7 @@ fn endpoint(settings: &TunnelSettings) -> EndpointConfig {
             Box::new(CheckedConnectionIds::new(&key, &seed))
         })
         .rng_seed(Some(settings.rng_seed))
+        .supported_versions(vec![QUIC_V1])
         // Every peer of a restarted daemon needs its reset at once; the checked connection IDs keep strangers out.
         .min_reset_interval(Duration::from_micros(100));
     // INVARIANT: clamped to the range that quinn accepts, so this cannot fail.

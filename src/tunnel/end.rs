@@ -9,6 +9,8 @@ use crate::{
     tunnel::{
         DialError, TunnelEvent, Tunnels, close_code,
         control::Violation,
+        error::quote,
+        pool::Tunnel,
         session::{Session, Stage},
     },
     wire::capsule::RefusedCode,
@@ -19,6 +21,7 @@ pub(super) struct Ending {
     code: u32,
     reason: String,
     error: Option<DialError>,
+    next: Next,
 }
 
 impl Ending {
@@ -27,15 +30,24 @@ impl Ending {
             code,
             reason: reason.into(),
             error: None,
+            next: match code {
+                close_code::REVOKED => Next::Revoked,
+                close_code::DONE | close_code::SUPERSEDED => Next::Ordered,
+                _ => Next::Lost,
+            },
         }
     }
 
     /// What a dial that ends so is said to have failed by.
     pub(super) fn because(self, error: DialError) -> Self {
-        Self {
-            error: Some(error),
-            ..self
-        }
+        let error = Some(error);
+        Self { error, ..self }
+    }
+
+    /// The session was still wanted.
+    pub(super) fn though_wanted(self) -> Self {
+        let next = Next::Lost;
+        Self { next, ..self }
     }
 }
 
@@ -56,6 +68,17 @@ enum Next {
     Revoked,
 }
 
+/// A session's end, whoever decided it.
+struct Ended {
+    before: Stage,
+    reason: String,
+    /// If it was a dial.
+    error: DialError,
+    next: Next,
+    /// If it was an accept: it failed in a way that its dialler or we should see to.
+    worth_telling: bool,
+}
+
 impl Tunnels {
     /// Ends a session with CONNECTION_CLOSE.
     pub(super) fn end(&mut self, handle: ConnectionHandle, ending: Ending, now: Instant) {
@@ -66,20 +89,17 @@ impl Tunnels {
         if before == Stage::Closed {
             return;
         }
-        let Ending {
-            code,
-            reason,
-            error,
-        } = ending;
-        session.close(code, &reason, now);
+        session.close(ending.code, &ending.reason, now);
         self.links.mark(handle);
-        let next = match code {
-            close_code::REVOKED => Next::Revoked,
-            close_code::DONE | close_code::SUPERSEDED => Next::Ordered,
-            _ => Next::Lost,
+        let error = ending.error;
+        let ended = Ended {
+            before,
+            error: error.unwrap_or_else(|| DialError::unreachable(&ending.reason)),
+            reason: ending.reason,
+            next: ending.next,
+            worth_telling: ending.code != close_code::DONE,
         };
-        let error = error.unwrap_or_else(|| DialError::unreachable(&reason));
-        self.handle_ended(handle, before, &reason, error, next, now);
+        self.handle_ended(handle, ended, now);
         self.links.refresh(handle);
     }
 
@@ -99,68 +119,69 @@ impl Tunnels {
         }
         session.end();
         let dial_error = refused_by_us(session).unwrap_or_else(|| DialError::of_connection(error));
-        let reason = match error {
+        let tunnel = session.tunnel.and_then(|id| self.tunnels.get(&id));
+        let live = tunnel.is_some_and(|tunnel| tunnel.live);
+        let (reason, next) = match error {
             ConnectionError::ApplicationClosed(close) => {
-                let said = String::from_utf8_lossy(&close.reason).into_owned();
-                format!(
-                    "the peer closed it: {said:?} ({:#x})",
-                    close.error_code.into_inner()
-                )
+                let code = close.error_code.into_inner();
+                let reason = format!("the peer closed it: {} ({code:#x})", quote(&close.reason));
+                let revoked = code == u64::from(close_code::REVOKED);
+                (reason, if revoked { Next::Revoked } else { Next::Lost })
             }
-            ConnectionError::TimedOut => "nothing heard from the peer for 30 s".into(),
-            ConnectionError::Reset => "the peer restarted (stateless reset)".into(),
+            ConnectionError::TimedOut if live => {
+                ("nothing heard from the peer for 30 s".into(), Next::Lost)
+            }
+            ConnectionError::TimedOut => ("idle".into(), Next::Ordered),
+            ConnectionError::Reset => ("the peer restarted (stateless reset)".into(), Next::Lost),
             ConnectionError::ConnectionClosed(_)
             | ConnectionError::TransportError(_)
             | ConnectionError::VersionMismatch
             | ConnectionError::LocallyClosed
-            | ConnectionError::CidsExhausted => explain(error),
+            | ConnectionError::CidsExhausted => (explain(error), Next::Lost),
         };
-        let revoked = matches!(error, ConnectionError::ApplicationClosed(close)
-            if close.error_code.into_inner() == u64::from(close_code::REVOKED));
-        let next = if revoked { Next::Revoked } else { Next::Lost };
-        self.handle_ended(handle, before, &reason, dial_error, next, now);
+        let worth_telling = matches!(
+            error,
+            ConnectionError::ConnectionClosed(_) | ConnectionError::TransportError(_)
+        );
+        let ended = Ended {
+            before,
+            reason,
+            error: dial_error,
+            next,
+            worth_telling,
+        };
+        self.handle_ended(handle, ended, now);
     }
 
-    fn handle_ended(
-        &mut self,
-        handle: ConnectionHandle,
-        before: Stage,
-        reason: &str,
-        error: DialError,
-        next: Next,
-        now: Instant,
-    ) {
+    fn handle_ended(&mut self, handle: ConnectionHandle, ended: Ended, now: Instant) {
         self.incoming.remove(&handle);
         let Some(session) = self.links.session(handle) else {
             return;
         };
-        match (before, session.tunnel) {
+        match (ended.before, session.tunnel) {
             (Stage::Up | Stage::Draining, Some(id)) => {
-                self.handle_down(handle, id, reason, next, now);
+                self.handle_down(handle, id, &ended.reason, ended.next, now);
             }
             (Stage::Handshaking | Stage::Greeting, Some(id)) if session.dialled => {
-                self.handle_dial_failed(id, error, now);
+                self.handle_dial_failed(id, ended.error, now);
             }
-            (Stage::Handshaking | Stage::Greeting, _) => self.report_incoming(handle, reason),
-            (Stage::Closed | Stage::Refusing | Stage::Up | Stage::Draining, _) => {}
+            (Stage::Handshaking | Stage::Greeting, _) if ended.worth_telling => {
+                self.report_incoming(handle, ended.reason);
+            }
+            (_, _) => {}
         }
     }
 
-    /// A handshake that somebody began came to nothing. Silent when he showed nothing of himself.
-    fn report_incoming(&mut self, handle: ConnectionHandle, reason: &str) {
+    /// A handshake that somebody began came to nothing.
+    fn report_incoming(&mut self, handle: ConnectionHandle, reason: String) {
         let Some(session) = self.links.session(handle) else {
             return;
         };
         let report = session.report.to_report();
-        if report.presented.is_none() && report.error.is_none() {
-            return;
-        }
         let event = TunnelEvent::IncomingRefused {
             remote: session.remote(),
             presented: report.presented.map(|svid| svid.id.to_string()),
-            error: report
-                .error
-                .map_or_else(|| reason.to_owned(), |error| explain(&error)),
+            error: report.error.map_or(reason, |error| explain(&error)),
         };
         self.event(event);
     }
@@ -238,7 +259,7 @@ impl Tunnels {
 
     /// Dials without a packet asking for it, where flows live.
     pub(super) fn redial(&mut self, id: TunnelId, now: Instant) {
-        let wanted = |tunnel: &&crate::tunnel::Tunnel| tunnel.live && tunnel.may_dial();
+        let wanted = |tunnel: &&Tunnel| tunnel.live && tunnel.may_dial();
         if self.tunnels.get(&id).filter(wanted).is_some() {
             self.dial(id, now);
         }

@@ -126,11 +126,9 @@ impl DialError {
     }
 
     fn peer_closed(code: u64, meaning: &str, said: &[u8]) -> Self {
-        let said = String::from_utf8_lossy(said);
-        let said = said.trim();
         let detail = match said.is_empty() {
             true => meaning.to_owned(),
-            false => format!("{meaning}; it says {said:?}"),
+            false => format!("{meaning}; it says {}", quote(said)),
         };
         Self::PeerClosed { code, detail }
     }
@@ -155,6 +153,17 @@ fn alert_meaning(code: u64) -> &'static str {
         _ => "the peer aborted the handshake",
     }
 }
+
+/// What a peer said, on one line, escaped and not too long.
+pub(super) fn quote(said: &[u8]) -> String {
+    let said: String = String::from_utf8_lossy(said)
+        .chars()
+        .take(MAX_QUOTE)
+        .collect();
+    format!("{said:?}")
+}
+
+const MAX_QUOTE: usize = 256;
 
 fn or_nothing(text: &Option<String>) -> &str {
     text.as_deref().unwrap_or("nothing that can be read")

@@ -71,7 +71,14 @@ impl Links {
 
     /// Takes a session into the tables and the dirty queue.
     pub(super) fn insert(&mut self, handle: ConnectionHandle, session: Session) {
-        self.sessions.insert(handle, session);
+        // A drained connection's handle may be given again before its last events were read.
+        if let Some(timer) = self
+            .sessions
+            .insert(handle, session)
+            .and_then(|old| old.timer)
+        {
+            self.timers.remove(&(timer, handle));
+        }
         self.mark(handle);
     }
 
@@ -179,7 +186,7 @@ impl Links {
             return;
         }
         session.max_datagram = session.connection.datagrams().max_size();
-        if session.control.flush(&mut session.connection) {
+        if session.flush_control() {
             self.mark(handle);
         }
         self.refresh_timer(handle);

@@ -89,6 +89,8 @@ pub(super) struct Session {
     /// As the timer set has it.
     pub(super) timer: Option<Instant>,
     pub(super) drained: bool,
+    /// Capsules wait in quinn: how many STREAM frames had left when they came.
+    control_waits: Option<u64>,
     queue: VecDeque<Bytes>,
     queue_bytes: usize,
 }
@@ -123,6 +125,7 @@ impl Session {
             dirty: false,
             timer: None,
             drained: false,
+            control_waits: None,
             queue: VecDeque::new(),
             queue_bytes: 0,
         }
@@ -183,6 +186,9 @@ impl Session {
     /// Queues one inner datagram.
     pub(super) fn send(&mut self, datagram: Bytes) -> Result<(), DropReason> {
         let len = datagram.len();
+        if self.max_datagram.is_some_and(|max| len > max) {
+            return Err(DropReason::TooBig);
+        }
         if self.queue_bytes + len > QUEUE_BOUND {
             return Err(DropReason::QueueFull);
         }
@@ -201,18 +207,30 @@ impl Session {
         self.queue.is_empty() && self.quinn_holds_nothing()
     }
 
+    /// Writes capsules to the control stream; `true` when quinn took some.
+    pub(super) fn flush_control(&mut self) -> bool {
+        let written = self.control.flush(&mut self.connection);
+        if written {
+            self.control_waits = Some(self.stream_frames_sent());
+        }
+        written
+    }
+
     /// Moves datagrams into quinn's small buffer while it has room.
     ///
-    /// quinn writes DATAGRAM before STREAM frames, so while control bytes wait the buffer must empty once.
+    /// quinn writes DATAGRAM before STREAM frames, so a backlog would starve the control stream: while capsules wait,
+    /// nothing follows them into the buffer.
     pub(super) fn feed(&mut self) {
+        if let Some(before) = self.control_waits {
+            if self.stream_frames_sent() == before {
+                return;
+            }
+            self.control_waits = None;
+        }
         if !self.carries() {
             return;
         }
-        let control_waits = self.connection.has_pending_retransmits();
         while let Some(datagram) = self.queue.pop_front() {
-            if control_waits && !self.quinn_holds_nothing() {
-                return self.queue.push_front(datagram);
-            }
             let len = datagram.len();
             match self.connection.datagrams().send(datagram, false) {
                 Err(SendDatagramError::Blocked(datagram)) => {
@@ -234,6 +252,10 @@ impl Session {
         self.carries()
             .then(|| self.connection.datagrams().recv())
             .flatten()
+    }
+
+    fn stream_frames_sent(&self) -> u64 {
+        self.connection.stats().frame_tx.stream
     }
 
     fn quinn_holds_nothing(&mut self) -> bool {

@@ -10,6 +10,7 @@ use quinn_proto::ConnectionHandle;
 use crate::{
     identity::{Identities, verifier::PeerRole},
     policy::Compiled,
+    registry::TunnelId,
     tunnel::{
         DialError, Tunnels, accept, close_code,
         end::{Ending, explain},
@@ -22,6 +23,10 @@ use crate::{
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// A draining session without flows ends after this silence.
 const DRAINED: Duration = Duration::from_secs(1);
+/// A session this close to a certificate's end is replaced, and so is one whose own certificate was rotated...
+const RENEW_BEFORE: Duration = Duration::from_secs(30);
+/// ...unless it is younger than this: the peer may not have rotated yet.
+const SETTLED: Duration = Duration::from_secs(60);
 /// How often the wall clock is asked about expiry: it may jump.
 const CLOCK_CHECK: Duration = Duration::from_secs(60);
 
@@ -49,6 +54,16 @@ impl Tunnels {
                 .filter(|session| session.carries());
             if let Some(Err(reason)) = session.map(|session| self.still_allowed(session)) {
                 self.end(handle, Ending::new(close_code::REVOKED, reason), now);
+            }
+        }
+        for handle in self.links.handles() {
+            if let Some(session) = self
+                .links
+                .session_mut(handle)
+                .filter(|session| session.carries())
+            {
+                session.wake = Some(now);
+                self.links.refresh(handle);
             }
         }
         for id in self.tunnels.keys().copied().collect::<Vec<_>>() {
@@ -79,6 +94,15 @@ impl Tunnels {
         }
         let decision = self.policy.decide_session(local, &peer.id);
         decision.map_err(|(_, reason)| reason)
+    }
+
+    /// Closes every session at once: the last thing before the process ends. Peers with live flows dial again.
+    pub fn close(&mut self, reason: &str, now: Instant) {
+        self.now = Some(now);
+        self.draining = Some(reason.to_owned());
+        for handle in self.links.handles() {
+            self.end(handle, Ending::new(close_code::DONE, reason), now);
+        }
     }
 
     /// A session's timer is due.
@@ -126,9 +150,16 @@ impl Tunnels {
         };
         let idle = session.last_inner + silence;
         if left.is_zero() {
-            let reason = "a certificate has expired";
-            return self.end(handle, Ending::new(close_code::DONE, reason), now);
+            let ending = Ending::new(close_code::DONE, "a certificate has expired");
+            return self.end(handle, ending.though_wanted(), now);
         }
+        let young = session.born + SETTLED > now;
+        let own = session
+            .local
+            .as_ref()
+            .and_then(|id| self.identities.by_id(id));
+        let rotated = own.is_some_and(|own| own.svid.not_after > session.own_not_after);
+        let renew = kept && session.dialled && !young && (rotated || left <= RENEW_BEFORE);
         if !live && idle <= now && session.is_empty() {
             return self.end(handle, Ending::new(close_code::DONE, "idle"), now);
         }
@@ -143,8 +174,23 @@ impl Tunnels {
             session.planned_close.as_ref().map(|plan| plan.at),
             (!live).then(|| idle.max(now + DRAINED)),
             kept.then_some(ping),
+            (left > RENEW_BEFORE).then(|| now + (left - RENEW_BEFORE)),
         ];
         session.wake = due.into_iter().flatten().min();
+        let id = session.tunnel.filter(|_| renew);
         self.links.mark(handle);
+        if let Some(id) = id {
+            self.renew(id, now);
+        }
+    }
+
+    /// Dials a replacement beside a session that is up; it takes over when it is up itself.
+    fn renew(&mut self, id: TunnelId, now: Instant) {
+        let tunnel = self.tunnels.get(&id);
+        let free = tunnel
+            .is_some_and(|tunnel| tunnel.dialling.is_none() && tunnel.backoff.until.is_none());
+        if free {
+            self.dial(id, now);
+        }
     }
 }

@@ -129,6 +129,7 @@ impl Reassembler {
                     .concat(),
             ));
         }
+        let mut place = at.unwrap_or(self.packets.len());
         while self.packets.len() >= MAX_PACKETS || self.bytes + packet.bytes > MAX_BYTES {
             let oldest = self
                 .packets
@@ -136,9 +137,9 @@ impl Reassembler {
                 .ok_or(DropReason::FragmentTimeout)?;
             self.bytes -= oldest.bytes;
             self.given_up += 1;
+            place = place.saturating_sub(1);
         }
         self.bytes += packet.bytes;
-        let place = at.map_or(self.packets.len(), |at| at.min(self.packets.len()));
         self.packets.insert(place, packet);
         Ok(None)
     }
@@ -190,5 +191,191 @@ impl Incomplete {
         *place = Some(fragment.bytes.into());
         self.bytes = bytes;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn base() -> Instant {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a test needs some instant to count from"
+        )]
+        Instant::now()
+    }
+
+    fn piece(id: u16, index: u8, count: u8, bytes: &[u8]) -> Fragment<'_> {
+        Fragment {
+            id,
+            index,
+            count,
+            bytes,
+        }
+    }
+
+    #[test]
+    fn a_header_is_read_as_it_was_written() {
+        let bytes = header(0x1234, 14, 15);
+        assert_eq!(bytes, [0, 2, 0x12, 0x34, 0xef]);
+        let fragment = [&bytes[2..], b"x"].concat();
+        let fragment = Fragment::decode(&fragment).unwrap();
+        assert_eq!(
+            (fragment.id, fragment.index, fragment.count, fragment.bytes),
+            (0x1234, 14, 15, &b"x"[..])
+        );
+    }
+
+    #[test]
+    fn pieces_make_a_packet_in_any_order() {
+        let now = base();
+        let mut reassembler = Reassembler::default();
+        for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
+            let pieces = [b"one", b"two", b"six"];
+            let results = order.map(|at| {
+                reassembler
+                    .push(piece(1, at, 3, pieces[usize::from(at)]), now)
+                    .unwrap()
+            });
+            assert_eq!(results, [None, None, Some(b"onetwosix".to_vec())]);
+        }
+        assert_eq!(
+            (
+                reassembler.bytes,
+                reassembler.poll_timeout(),
+                reassembler.expire(now + WAIT)
+            ),
+            (0, None, 0)
+        );
+    }
+
+    #[test]
+    fn packets_may_be_interleaved() {
+        let now = base();
+        let mut reassembler = Reassembler::default();
+        assert_eq!(reassembler.push(piece(1, 0, 2, b"a"), now), Ok(None));
+        assert_eq!(reassembler.push(piece(2, 1, 2, b"d"), now), Ok(None));
+        assert_eq!(
+            reassembler.push(piece(1, 1, 2, b"b"), now),
+            Ok(Some(b"ab".to_vec()))
+        );
+        assert_eq!(
+            reassembler.push(piece(2, 0, 2, b"c"), now),
+            Ok(Some(b"cd".to_vec()))
+        );
+    }
+
+    #[test]
+    fn what_is_missing_is_given_up_in_time() {
+        let now = base();
+        let mut reassembler = Reassembler::default();
+        reassembler.push(piece(1, 0, 2, b"a"), now).unwrap();
+        reassembler
+            .push(piece(2, 0, 2, b"a"), now + Duration::from_millis(10))
+            .unwrap();
+        assert_eq!(reassembler.poll_timeout(), Some(now + WAIT));
+        assert_eq!(reassembler.expire(now + WAIT - Duration::from_nanos(1)), 0);
+        assert_eq!(reassembler.expire(now + WAIT), 1);
+        // Too late: the piece waits for a first one that never comes again.
+        assert_eq!(reassembler.push(piece(1, 1, 2, b"b"), now + WAIT), Ok(None));
+        assert_eq!(reassembler.expire(now + WAIT * 3), 2);
+        assert_eq!((reassembler.bytes, reassembler.poll_timeout()), (0, None));
+    }
+
+    #[test]
+    fn a_later_piece_does_not_prolong_the_wait() {
+        let now = base();
+        let mut reassembler = Reassembler::default();
+        reassembler.push(piece(1, 0, 3, b"a"), now).unwrap();
+        reassembler
+            .push(piece(1, 1, 3, b"b"), now + Duration::from_millis(99))
+            .unwrap();
+        assert_eq!(reassembler.poll_timeout(), Some(now + WAIT));
+        assert_eq!(reassembler.push(piece(1, 2, 3, b"c"), now + WAIT), Ok(None));
+    }
+
+    #[test]
+    fn duplicates_and_disagreement_drop_the_packet() {
+        let now = base();
+        for second in [
+            piece(1, 0, 3, b"a"),
+            piece(1, 0, 3, b"x"),
+            piece(1, 1, 2, b"b"),
+            piece(1, 1, 4, b"b"),
+        ] {
+            let mut reassembler = Reassembler::default();
+            reassembler.push(piece(1, 0, 3, b"a"), now).unwrap();
+            assert_eq!(reassembler.push(second, now), Err(DropReason::BadFragment));
+            assert_eq!(reassembler.bytes, 0);
+            assert_eq!(reassembler.push(piece(1, 1, 3, b"b"), now), Ok(None));
+            assert_eq!(
+                reassembler.push(piece(1, 2, 3, b"c"), now),
+                Ok(None),
+                "the first piece is gone"
+            );
+        }
+    }
+
+    #[test]
+    fn a_packet_longer_than_ip_allows_is_dropped() {
+        let (now, half) = (base(), vec![0; 40_000]);
+        let mut reassembler = Reassembler::default();
+        reassembler.push(piece(1, 0, 2, &half), now).unwrap();
+        assert_eq!(
+            reassembler.push(piece(1, 1, 2, &half), now),
+            Err(DropReason::BadFragment)
+        );
+        assert_eq!(reassembler.bytes, 0);
+    }
+
+    #[test]
+    fn the_oldest_gives_way_when_there_is_no_room() {
+        let (now, large) = (base(), vec![0; 60_000]);
+        let mut reassembler = Reassembler::default();
+        for id in 0..5 {
+            assert_eq!(reassembler.push(piece(id, 0, 2, &large), now), Ok(None));
+            assert!(reassembler.bytes <= MAX_BYTES);
+        }
+        assert_eq!(reassembler.expire(now), 1);
+        assert_eq!(
+            reassembler
+                .push(piece(4, 1, 2, b"b"), now)
+                .map(|packet| packet.map(|packet| packet.len())),
+            Ok(Some(60_001))
+        );
+        let mut reassembler = Reassembler::default();
+        for id in 0..300 {
+            assert_eq!(reassembler.push(piece(id, 0, 2, b"a"), now), Ok(None));
+        }
+        assert_eq!(
+            (reassembler.packets.len(), reassembler.expire(now)),
+            (MAX_PACKETS, 44)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn bounds_and_sums_hold_whatever_comes(
+            pieces in prop::collection::vec((0..20_u16, 0..15_u8, 2..16_u8, 0..40_000_usize, 0..30_u64), 0..200),
+        ) {
+            let mut reassembler = Reassembler::default();
+            let mut now = base();
+            for (id, index, count, len, wait) in pieces {
+                now += Duration::from_millis(wait);
+                let bytes = vec![0; len];
+                let result = reassembler.push(piece(id, index % count, count, &bytes), now);
+                if let Ok(Some(packet)) = result {
+                    prop_assert!(packet.len() <= MAX_PACKET);
+                }
+                let sum: usize = reassembler.packets.iter().map(|packet| packet.bytes).sum();
+                prop_assert_eq!(reassembler.bytes, sum);
+                prop_assert!(sum <= MAX_BYTES && reassembler.packets.len() <= MAX_PACKETS);
+                prop_assert!(reassembler.poll_timeout().is_none_or(|timeout| timeout > now));
+                prop_assert!(reassembler.packets.iter().is_sorted_by_key(|packet| packet.since));
+            }
+        }
     }
 }

@@ -97,7 +97,8 @@ fn error(packet: &Packet<'_>, kinds: [(u8, u8); 2], word: u32) -> Option<Vec<u8>
             MAX_ICMPV4 - IPV4_HEADER - ICMP_HEADER,
         )
     };
-    let quote = packet.bytes().get(..room).unwrap_or(packet.bytes());
+    let bytes = packet.bytes();
+    let quote = bytes.get(..room).unwrap_or(bytes);
     let mut header = [kind, code, 0, 0, 0, 0, 0, 0];
     put32(&mut header, 4, word);
     let mut answer = answer_to(packet, protocol, &[&header, quote]);
@@ -151,4 +152,271 @@ fn answer_to(packet: &Packet<'_>, protocol: u8, parts: &[&[u8]]) -> Vec<u8> {
     }
     put_ip_len(&mut answer);
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use smoltcp::{
+        phy::ChecksumCapabilities,
+        wire::{
+            Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, Icmpv6DstUnreachable, Icmpv6Packet,
+            Icmpv6Repr, IpProtocol, Ipv4Packet, Ipv6Packet, TcpControl, TcpPacket, TcpRepr,
+        },
+    };
+
+    use super::*;
+    use crate::wire::sample::{self, Tcp};
+
+    type Build = fn(&Packet<'_>) -> Option<Vec<u8>>;
+    const BUILDERS: [Build; 3] = [prohibited, unreachable_host, |packet| too_big(packet, 1280)];
+
+    fn packet(bytes: &[u8]) -> Packet<'_> {
+        Packet::new_checked(bytes).unwrap()
+    }
+
+    fn reset_repr(to: &Tcp) -> (Vec<u8>, i32, Option<i32>) {
+        let bytes = to.build();
+        let answer = reset(&packet(&bytes)).unwrap();
+        sample::assert_checksums(&answer);
+        let answered = packet(&answer);
+        assert_eq!(
+            answered.five_tuple(),
+            packet(&bytes).five_tuple().reversed()
+        );
+        let segment = answered.transport();
+        let (source, destination) = (answered.source().into(), answered.destination().into());
+        let tcp = TcpPacket::new_checked(segment).unwrap();
+        let repr = TcpRepr::parse(
+            &tcp,
+            &source,
+            &destination,
+            &ChecksumCapabilities::default(),
+        )
+        .unwrap();
+        assert_eq!((repr.control, repr.payload), (TcpControl::Rst, &[][..]));
+        (
+            answer.clone(),
+            repr.seq_number.0,
+            repr.ack_number.map(|number| number.0),
+        )
+    }
+
+    #[test]
+    fn a_reset_takes_its_numbers_from_the_segment() {
+        for is_ipv6 in [false, true] {
+            let segment = |flags, payload| Tcp {
+                is_ipv6,
+                flags,
+                payload: vec![0; payload],
+                ..Tcp::default()
+            };
+            let numbers = |to: &Tcp| {
+                let (_, sequence, acknowledgment) = reset_repr(to);
+                (sequence, acknowledgment)
+            };
+            assert_eq!(numbers(&segment(TcpFlags::SYN, 0)), (0, Some(101)));
+            assert_eq!(numbers(&segment(TcpFlags::SYN, 10)), (0, Some(111)));
+            assert_eq!(numbers(&segment(TcpFlags::FIN, 10)), (0, Some(111)));
+            assert_eq!(numbers(&segment(0, 10)), (0, Some(110)));
+            assert_eq!(numbers(&segment(TcpFlags::ACK, 10)), (7, None));
+            assert_eq!(
+                numbers(&segment(TcpFlags::SYN | TcpFlags::ACK, 0)),
+                (7, None)
+            );
+            assert_eq!(numbers(&segment(TcpFlags::ACK, 60_000)), (7, None));
+        }
+        let last = Tcp {
+            sequence: u32::MAX,
+            flags: TcpFlags::SYN,
+            ..Tcp::default()
+        };
+        assert_eq!(reset_repr(&last).2, Some(0));
+    }
+
+    #[test]
+    fn a_reset_is_never_answered() {
+        for flags in [TcpFlags::RST, TcpFlags::RST | TcpFlags::ACK] {
+            assert_eq!(
+                reset(&packet(
+                    &Tcp {
+                        flags,
+                        ..Tcp::default()
+                    }
+                    .build()
+                )),
+                None
+            );
+        }
+        assert_eq!(reset(&packet(&sample::udp(false, [1, 2], &[]))), None);
+    }
+
+    #[test]
+    fn errors_in_ipv4_say_what_they_mean() {
+        let original = sample::udp(false, [1, 2], &[7; 1000]);
+        let expected = [
+            (Icmpv4DstUnreachable::CommProhibited, 0),
+            (Icmpv4DstUnreachable::HostUnreachable, 0),
+            (Icmpv4DstUnreachable::FragRequired, 1280),
+        ];
+        for (build, (reason, mtu)) in BUILDERS.into_iter().zip(expected) {
+            let answer = build(&packet(&original)).unwrap();
+            assert_eq!(answer.len(), 576);
+            sample::assert_checksums(&answer);
+            let ip = Ipv4Packet::new_checked(&answer[..]).unwrap();
+            assert_eq!(
+                (ip.src_addr(), ip.dst_addr()),
+                ([10, 0, 0, 2].into(), [10, 0, 0, 1].into())
+            );
+            assert_eq!((ip.next_header(), ip.hop_limit()), (IpProtocol::Icmp, 64));
+            let icmp = Icmpv4Packet::new_checked(ip.payload()).unwrap();
+            assert!(icmp.verify_checksum());
+            assert_eq!(icmp.msg_code(), u8::from(reason));
+            assert_eq!(ip.payload()[4..8], u32::to_be_bytes(mtu));
+            assert_eq!(ip.payload()[8..], original[..548]);
+            assert_eq!(icmp.msg_type(), Icmpv4Message::DstUnreachable);
+            assert_eq!(
+                packet(&answer).icmp_quote(),
+                Some(packet(&original).five_tuple())
+            );
+        }
+    }
+
+    #[test]
+    fn errors_in_ipv6_say_what_they_mean() {
+        let original = sample::udp(true, [1, 2], &[7; 2000]);
+        for (index, build) in BUILDERS.into_iter().enumerate() {
+            let answer = build(&packet(&original)).unwrap();
+            assert_eq!(answer.len(), 1280);
+            let ip = Ipv6Packet::new_checked(&answer[..]).unwrap();
+            assert_eq!(ip.next_header(), IpProtocol::Icmpv6);
+            let icmp = Icmpv6Packet::new_checked(ip.payload()).unwrap();
+            let checksums = ChecksumCapabilities::default();
+            let repr =
+                Icmpv6Repr::parse(&ip.src_addr(), &ip.dst_addr(), &icmp, &checksums).unwrap();
+            match (index, repr) {
+                (0, Icmpv6Repr::DstUnreachable { reason, .. }) => {
+                    assert_eq!(reason, Icmpv6DstUnreachable::AdminProhibit);
+                }
+                (1, Icmpv6Repr::DstUnreachable { reason, .. }) => {
+                    assert_eq!(reason, Icmpv6DstUnreachable::AddrUnreachable);
+                }
+                (2, Icmpv6Repr::PktTooBig { mtu, .. }) => assert_eq!(mtu, 1280),
+                (_, repr) => panic!("{repr:?}"),
+            }
+            assert_eq!(ip.payload()[8..], original[..1232]);
+            assert_eq!(
+                packet(&answer).icmp_quote(),
+                Some(packet(&original).five_tuple())
+            );
+        }
+    }
+
+    #[test]
+    fn small_packets_are_quoted_whole() {
+        let original = sample::udp(false, [1, 2], &[]);
+        assert_eq!(prohibited(&packet(&original)).unwrap()[28..], original);
+    }
+
+    fn answers(bytes: &[u8]) -> usize {
+        BUILDERS
+            .into_iter()
+            .filter(|build| build(&packet(bytes)).is_some())
+            .count()
+    }
+
+    #[test]
+    fn there_is_no_error_about_an_icmp_error() {
+        let message = |kind| [kind, 0, 0, 0, 0, 0, 0, 0];
+        for (kind, count) in [
+            (0, 3),
+            (3, 0),
+            (4, 0),
+            (5, 0),
+            (8, 3),
+            (11, 0),
+            (12, 0),
+            (13, 3),
+        ] {
+            assert_eq!(
+                answers(&sample::ip(false, protocol::ICMP, &message(kind))),
+                count,
+                "{kind}"
+            );
+        }
+        for (kind, count) in [
+            (1, 0),
+            (2, 0),
+            (3, 0),
+            (4, 0),
+            (100, 0),
+            (127, 0),
+            (128, 3),
+            (129, 3),
+            (137, 0),
+        ] {
+            assert_eq!(
+                answers(&sample::ip(true, protocol::ICMPV6, &message(kind))),
+                count,
+                "{kind}"
+            );
+        }
+        assert_eq!(answers(&sample::ip(false, protocol::ICMP, &[])), 0);
+    }
+
+    #[test]
+    fn only_first_fragments_are_answered() {
+        let mut bytes = sample::udp(false, [1, 2], &[0; 8]);
+        bytes[6..8].copy_from_slice(&[0x20, 0]);
+        assert_eq!(answers(&bytes), 3);
+        bytes[6..8].copy_from_slice(&[0x20, 2]);
+        assert_eq!(answers(&bytes), 0);
+        let mut tcp = Tcp {
+            flags: TcpFlags::SYN,
+            payload: vec![0; 12],
+            ..Tcp::default()
+        }
+        .build();
+        tcp[6..8].copy_from_slice(&[0x20, 0]);
+        assert_eq!(reset(&packet(&tcp)), None, "its length is not known");
+    }
+
+    #[test]
+    fn only_packets_between_two_hosts_are_answered() {
+        for (at, address) in [
+            (12, [0; 4]),
+            (12, [224, 0, 0, 1]),
+            (12, [255; 4]),
+            (16, [239, 0, 0, 1]),
+            (16, [255; 4]),
+        ] {
+            for mut bytes in [sample::udp(false, [1, 2], &[]), Tcp::default().build()] {
+                bytes[at..at + 4].copy_from_slice(&address);
+                assert_eq!(
+                    (answers(&bytes), reset(&packet(&bytes))),
+                    (0, None),
+                    "{address:?}"
+                );
+            }
+        }
+        for (at, first) in [(8, 0xff), (24, 0xff), (8, 0)] {
+            let mut bytes = sample::udp(true, [1, 2], &[]);
+            bytes[at..at + 16].fill(0);
+            bytes[at] = first;
+            assert_eq!(answers(&bytes), 0);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_can_harm(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..60), is_ipv6: bool, of: u8) {
+            let protocol = [6, 17, 1, 58, 0, 44][usize::from(of) % 6];
+            let bytes = sample::ip(is_ipv6, protocol, &bytes);
+            if let Ok(packet) = Packet::new_checked(&bytes) {
+                for answer in BUILDERS.into_iter().chain([reset as Build]).filter_map(|build| build(&packet)) {
+                    sample::assert_checksums(&answer);
+                    assert!(answer.len() <= 1280);
+                }
+            }
+        }
+    }
 }

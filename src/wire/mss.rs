@@ -75,3 +75,111 @@ fn find(bytes: &[u8], inner: usize) -> Option<(usize, usize, u16)> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use smoltcp::wire::TcpPacket;
+
+    use super::*;
+    use crate::wire::{
+        packet::TcpFlags,
+        sample::{self, Tcp},
+    };
+
+    fn mss(mss: u16) -> Vec<u8> {
+        let [high, low] = mss.to_be_bytes();
+        vec![2, 4, high, low]
+    }
+
+    fn syn(is_ipv6: bool, flags: u8, options: Vec<u8>) -> Vec<u8> {
+        Tcp {
+            is_ipv6,
+            flags,
+            options,
+            ..Tcp::default()
+        }
+        .build()
+    }
+
+    fn clamped(mut packet: Vec<u8>, inner: usize) -> Vec<u8> {
+        clamp_mss(&mut packet, inner, false);
+        sample::assert_checksums(&packet);
+        packet
+    }
+
+    #[test]
+    fn a_full_segment_fits_after_the_clamp() {
+        for flags in [TcpFlags::SYN, TcpFlags::SYN | TcpFlags::ACK] {
+            assert_eq!(
+                clamped(syn(false, flags, mss(1460)), 1432),
+                syn(false, flags, mss(1392))
+            );
+            assert_eq!(
+                clamped(syn(true, flags, mss(1440)), 1412),
+                syn(true, flags, mss(1352))
+            );
+        }
+    }
+
+    #[test]
+    fn the_mss_is_never_raised() {
+        let low = syn(false, TcpFlags::SYN, mss(536));
+        assert_eq!(clamped(low.clone(), 1432), low);
+        let equal = syn(false, TcpFlags::SYN, mss(1392));
+        assert_eq!(clamped(equal.clone(), 1432), equal);
+    }
+
+    #[test]
+    fn other_packets_stay_as_they_are() {
+        let others = [
+            syn(false, TcpFlags::ACK, mss(1460)),
+            syn(false, TcpFlags::SYN, vec![]),
+            syn(false, TcpFlags::SYN, vec![0, 2, 4, 5, 0xb4]),
+            syn(false, TcpFlags::SYN, vec![2, 3, 5, 0xb4]),
+            syn(false, TcpFlags::SYN, vec![3, 0, 2, 4, 5, 0xb4]),
+            syn(false, TcpFlags::SYN, vec![1, 1, 2, 4]),
+            sample::udp(false, [1, 2], &mss(1460)),
+        ];
+        for packet in others {
+            assert_eq!(clamped(packet.clone(), 1432), packet);
+        }
+        for inner in [0, 39, 40] {
+            let packet = syn(false, TcpFlags::SYN, mss(1460));
+            assert_eq!(clamped(packet.clone(), inner), packet);
+        }
+    }
+
+    #[test]
+    fn a_partial_checksum_is_not_of_the_option() {
+        let mut packet = sample::partial(syn(false, TcpFlags::SYN, mss(1460)));
+        clamp_mss(&mut packet, 1432, true);
+        assert_eq!(
+            packet,
+            sample::partial(syn(false, TcpFlags::SYN, mss(1392)))
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn the_checksum_stays_right_wherever_the_option_stands(
+            is_ipv6: bool, before in 0..9_usize, value: u16, inner in 100..9000_usize, sequence: u32,
+        ) {
+            let options = [vec![1; before], mss(value), vec![4, 2]].concat();
+            let tcp = Tcp { is_ipv6, flags: TcpFlags::SYN, options, sequence, ..Tcp::default() };
+            let packet = clamped(tcp.build(), inner);
+            let tcp = TcpPacket::new_checked(Packet::new_checked(&packet).unwrap().transport()).unwrap();
+            let repr = smoltcp::wire::TcpOption::parse(&tcp.options()[before..]).unwrap().1;
+            let limit = inner - if is_ipv6 { 60 } else { 40 };
+            let expected = value.min(u16::try_from(limit).unwrap());
+            prop_assert_eq!(repr, smoltcp::wire::TcpOption::MaxSegmentSize(expected));
+        }
+
+        #[test]
+        fn no_bytes_can_harm(mut bytes in prop::collection::vec(any::<u8>(), 0..40), inner: u16, partial: bool) {
+            let mut packet = syn(false, TcpFlags::SYN, bytes.clone());
+            clamp_mss(&mut packet, inner.into(), partial);
+            clamp_mss(&mut bytes, inner.into(), partial);
+        }
+    }
+}

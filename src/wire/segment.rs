@@ -70,13 +70,6 @@ impl DatagramBatch {
         self.ends.push(self.buffer.len());
         self.buffer.get_mut(start..).unwrap_or_default()
     }
-
-    /// Takes back every datagram after the first `count`.
-    fn truncate(&mut self, count: usize) {
-        self.ends.truncate(count);
-        self.buffer
-            .truncate(self.ends.last().copied().unwrap_or_default());
-    }
 }
 
 #[cfg(test)]

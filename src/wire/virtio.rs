@@ -188,3 +188,167 @@ pub fn offload_header(packet: &Packet<'_>, gso: Option<Gso>) -> [u8; VIRTIO_HEAD
     let [o0, o1] = offset.to_le_bytes();
     [NEEDS_CSUM, gso_type, h0, h1, s0, s1, c0, c1, o0, o1]
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::sample::{self, Tcp};
+
+    /// A header of little-endian fields.
+    fn header(flags: u8, gso_type: u8, fields: [u16; 4]) -> Vec<u8> {
+        let fields = fields.into_iter().flat_map(u16::to_le_bytes);
+        [flags, gso_type].into_iter().chain(fields).collect()
+    }
+
+    fn decode(header: &[u8], packet: &[u8]) -> Result<(bool, Option<Gso>), VirtioError> {
+        let frame = [header, packet].concat();
+        SuperPacket::decode(&frame).map(|packet| (packet.partial_checksum, packet.gso))
+    }
+
+    fn tcp(is_ipv6: bool) -> Vec<u8> {
+        Tcp {
+            is_ipv6,
+            payload: vec![0; 3000],
+            ..Tcp::default()
+        }
+        .build()
+    }
+
+    #[test]
+    fn what_the_kernel_writes_is_read() {
+        let udp = sample::udp(false, [1, 2], &[0; 3000]);
+        let gso = |kind| Some(Gso { kind, size: 1000 });
+        assert_eq!(decode(&header(0, 0, [0; 4]), &udp), Ok((false, None)));
+        assert_eq!(
+            decode(&header(2, 0, [0; 4]), &udp),
+            Ok((false, None)),
+            "DATA_VALID"
+        );
+        assert_eq!(
+            decode(&header(1, 0, [28, 0, 20, 6]), &udp),
+            Ok((true, None))
+        );
+        assert_eq!(
+            decode(&header(1, 5, [28, 1000, 20, 6]), &udp),
+            Ok((true, gso(GsoKind::Udp)))
+        );
+        assert_eq!(
+            decode(&header(1, 1, [40, 1000, 20, 16]), &tcp(false)),
+            Ok((true, gso(GsoKind::Tcp4)))
+        );
+        assert_eq!(
+            decode(&header(1, 0x81, [40, 1000, 20, 16]), &tcp(false)),
+            Ok((true, gso(GsoKind::Tcp4)))
+        );
+        assert_eq!(
+            decode(&header(1, 4, [60, 1000, 40, 16]), &tcp(true)),
+            Ok((true, gso(GsoKind::Tcp6)))
+        );
+        assert_eq!(
+            decode(&header(2, 4, [60, 1000, 0, 0]), &tcp(true)),
+            Ok((false, gso(GsoKind::Tcp6)))
+        );
+    }
+
+    #[test]
+    fn a_header_that_does_not_fit_its_packet_is_refused() {
+        let (v4, v6, icmp) = (tcp(false), tcp(true), sample::ip(false, 1, &[0; 100]));
+        let gso_of_none = [
+            (0x02, &v4),
+            (3, &v4),
+            (4, &v4),
+            (5, &v4),
+            (1, &v6),
+            (5, &icmp),
+            (0x7f, &v4),
+        ];
+        for (gso_type, packet) in gso_of_none {
+            assert_eq!(
+                decode(&header(0, gso_type, [40, 100, 0, 0]), packet),
+                Err(VirtioError::Gso),
+                "{gso_type}"
+            );
+        }
+        for size in [0, 1, 2] {
+            assert_eq!(
+                decode(&header(0, 1, [40, size, 0, 0]), &v4),
+                Err(VirtioError::Gso),
+                "3000 segments"
+            );
+        }
+        for (start, offset) in [
+            (0, 16),
+            (20, 0),
+            (20, 6),
+            (21, 16),
+            (40, 16),
+            (0xffff, 0xffff),
+        ] {
+            assert_eq!(
+                decode(&header(1, 0, [0, 0, start, offset]), &v4),
+                Err(VirtioError::Checksum)
+            );
+        }
+        assert_eq!(
+            decode(&header(1, 0, [0, 0, 20, 2]), &icmp),
+            Err(VirtioError::Checksum)
+        );
+        assert_eq!(
+            decode(&header(0, 0, [3041, 0, 0, 0]), &v4),
+            Err(VirtioError::HeaderLen)
+        );
+        assert_eq!(
+            decode(&header(0, 0, [0; 4])[..9], &[]),
+            Err(VirtioError::Truncated)
+        );
+        assert_eq!(
+            decode(&header(0, 0, [0; 4]), &v4[1..]),
+            Err(VirtioError::Packet(PacketError))
+        );
+        let mut fragment = Tcp {
+            payload: vec![0; 3004],
+            ..Tcp::default()
+        }
+        .build();
+        fragment[6] = 0x20;
+        assert_eq!(
+            decode(&header(1, 0, [0, 0, 20, 16]), &fragment),
+            Err(VirtioError::Checksum)
+        );
+        assert_eq!(
+            decode(&header(0, 1, [40, 100, 0, 0]), &fragment),
+            Err(VirtioError::Gso)
+        );
+    }
+
+    #[test]
+    fn a_written_header_is_read_back() {
+        for (is_ipv6, kind) in [(false, GsoKind::Tcp4), (true, GsoKind::Tcp6)] {
+            let bytes = tcp(is_ipv6);
+            let packet = Packet::new_checked(&bytes).unwrap();
+            let gso = Some(Gso { kind, size: 1400 });
+            let written = offload_header(&packet, gso);
+            assert_eq!(decode(&written, &bytes), Ok((true, gso)));
+            assert!(has_partial_checksum(&written));
+        }
+        let bytes = sample::ip(false, 1, &[0; 8]);
+        assert_eq!(
+            offload_header(&Packet::new_checked(&bytes).unwrap(), None),
+            PLAIN_HEADER
+        );
+        assert!(!has_partial_checksum(&PLAIN_HEADER));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_can_harm(header: [u8; 10], bytes in prop::collection::vec(any::<u8>(), 0..80), is_ipv6: bool) {
+            let _ = decode(&header, &bytes);
+            let packet = tcp(is_ipv6);
+            if let Ok((_, Some(gso))) = decode(&header, &packet) {
+                prop_assert!(gso.size > 0);
+            }
+        }
+    }
+}

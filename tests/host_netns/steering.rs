@@ -9,7 +9,6 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd,
     process::{Child, Command},
-    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
@@ -104,9 +103,10 @@ impl Tap {
         let mut seen = Vec::new();
         let mut buffer = [0; 2048];
         loop {
-            let length = (&self.0)
-                .read(&mut buffer)
-                .expect("the tap sees the last packet");
+            let length = match (&self.0).read(&mut buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                length => length.expect("the tap sees the last packet"),
+            };
             match from_host(&buffer[..length]) {
                 Some(packet) if packet == is_last => return seen,
                 Some(packet) => seen.push(packet),
@@ -140,36 +140,59 @@ fn from_host(packet: &[u8]) -> Option<Seen> {
     Some((protocol, destination, port))
 }
 
-/// UDP, a TCP SYN and an echo request to the peer; what the kernel says to that is of no interest.
-fn offer(family: usize) {
-    let (host, peer) = (ip(HOSTS[family]), ip(PEERS[family]));
-    let socket = UdpSocket::bind((host, 0)).unwrap();
-    let _ = socket.send_to(b"PLAINTEXT-MARKER", (peer, MUST));
-    let domain = Domain::for_address(SocketAddr::new(peer, MUST));
-    let stream = Socket::new(domain, Type::STREAM, None).unwrap();
-    stream.set_nonblocking(true).unwrap();
-    let _ = stream.connect(&SocketAddr::new(peer, MUST).into());
-    let (protocol, echo) = match peer {
-        IpAddr::V4(_) => (Protocol::ICMPV4, [8, 0, 0xf7, 0xff, 0, 0, 0, 0]),
-        IpAddr::V6(_) => (Protocol::ICMPV6, [128, 0, 0, 0, 0, 0, 0, 0]),
-    };
-    let raw = Socket::new(domain, Type::RAW, Some(protocol)).unwrap();
-    let _ = raw.send_to(&echo, &SocketAddr::new(peer, 0).into());
+/// Sends from the host, always the same flows: fresh ones would fill conntrack's table.
+struct Sender {
+    must: [UdpSocket; 2],
+    allowed: [UdpSocket; 2],
+    raw: [Socket; 2],
 }
 
-/// Offers must packets of both families and tells which of them, or of anything but the allowed, crossed the cable.
-fn leaks(tap: &Tap, rounds: usize) -> Vec<Seen> {
-    let mut seen = Vec::new();
-    for _ in 0..rounds {
-        for family in [0, 1] {
-            offer(family);
-            let peer = ip(PEERS[family]);
-            let socket = UdpSocket::bind((ip(HOSTS[family]), 0)).unwrap();
-            socket.send_to(b"allowed", (peer, PLAIN)).unwrap();
-            seen.extend(tap.until((17, peer, PLAIN)));
+impl Sender {
+    fn new() -> Self {
+        let raw = |domain, protocol| Socket::new(domain, Type::RAW, Some(protocol)).unwrap();
+        Self {
+            must: HOSTS.map(|host| UdpSocket::bind((host, 0)).unwrap()),
+            allowed: HOSTS.map(|host| UdpSocket::bind((host, 0)).unwrap()),
+            raw: [
+                raw(Domain::IPV4, Protocol::ICMPV4),
+                raw(Domain::IPV6, Protocol::ICMPV6),
+            ],
         }
     }
-    seen
+
+    /// UDP, a TCP SYN and an echo request to the peer; what the kernel says to that is of no interest.
+    fn offer(&self, family: usize) {
+        let peer = SocketAddr::new(ip(PEERS[family]), MUST);
+        let _ = self.must[family].send_to(b"PLAINTEXT-MARKER", peer);
+        let stream = Socket::new(Domain::for_address(peer), Type::STREAM, None).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        // the one before it may live on in a process that is just being started
+        stream.set_reuse_port(true).unwrap();
+        stream
+            .bind(&SocketAddr::new(ip(HOSTS[family]), 40_000).into())
+            .unwrap();
+        let _ = stream.connect(&peer.into());
+        let echo = [[8, 0, 0xf7, 0xff, 0, 0, 0, 0], [128, 0, 0, 0, 0, 0, 0, 0]];
+        let to = SocketAddr::new(peer.ip(), 0);
+        let _ = self.raw[family].send_to(&echo[family], &to.into());
+    }
+
+    /// Offers must packets of both families and tells which of them, or of anything but the allowed, crossed the
+    /// cable.
+    fn leaks(&self, tap: &Tap, rounds: usize) -> Vec<Seen> {
+        let mut seen = Vec::new();
+        for _ in 0..rounds {
+            for family in [0, 1] {
+                self.offer(family);
+                let peer = ip(PEERS[family]);
+                self.allowed[family]
+                    .send_to(b"allowed", (peer, PLAIN))
+                    .unwrap();
+                seen.extend(tap.until((17, peer, PLAIN)));
+            }
+        }
+        seen
+    }
 }
 
 /// STRICT hosts that must reach their peers in the tunnel, except for one plaintext port.
@@ -204,8 +227,8 @@ fn no_must_packet_leaves_whatever_is_taken_away() {
             let wire = Wire::new();
             // somebody who answers neither takes part in the tap's picture nor refuses the allowed packet
             let _sinks = PEERS.map(|peer| wire.enter(|| UdpSocket::bind((peer, PLAIN)).unwrap()));
-            let tap = Tap::new(&wire);
-            let open = leaks(&tap, 2);
+            let (tap, sender) = (Tap::new(&wire), Sender::new());
+            let open = sender.leaks(&tap, 2);
             for family in [0, 1] {
                 let (peer, icmp) = (ip(PEERS[family]), [1, 58][family]);
                 for packet in [(17, peer, MUST), (6, peer, MUST), (icmp, peer, 0)] {
@@ -217,23 +240,23 @@ fn no_must_packet_leaves_whatever_is_taken_away() {
             }
             let settings = install();
             let guarded = || host::counters(&settings).unwrap().guard;
-            assert_eq!(leaks(&tap, 20), []);
+            assert_eq!(sender.leaks(&tap, 20), []);
             run("ip rule del pref 300; ip -6 rule del pref 300");
-            assert_eq!(leaks(&tap, 20), [], "rule 300 gone");
+            assert_eq!(sender.leaks(&tap, 20), [], "rule 300 gone");
             assert_eq!(guarded(), 0);
             run("ip rule del pref 301; ip -6 rule del pref 301");
-            assert_eq!(leaks(&tap, 20), [], "both rules gone");
+            assert_eq!(sender.leaks(&tap, 20), [], "both rules gone");
             assert!(guarded() >= 120, "the guard has stopped {}", guarded());
             block_on(host::install_routes(&settings)).unwrap();
             run(&format!("ip link set {TUN} down"));
-            assert_eq!(leaks(&tap, 20), [], "the TUN is down");
+            assert_eq!(sender.leaks(&tap, 20), [], "the TUN is down");
             run(&format!("ip link del {TUN}"));
-            assert_eq!(leaks(&tap, 20), [], "the TUN is gone");
+            assert_eq!(sender.leaks(&tap, 20), [], "the TUN is gone");
             run("conntrack -F; ip route flush table 7700; ip -6 route flush table 7700");
-            assert_eq!(leaks(&tap, 20), [], "the routes are gone");
+            assert_eq!(sender.leaks(&tap, 20), [], "the routes are gone");
             tun();
             block_on(host::install_routes(&settings)).unwrap();
-            assert_eq!(leaks(&tap, 20), [], "installed again");
+            assert_eq!(sender.leaks(&tap, 20), [], "installed again");
         },
     );
 }
@@ -246,24 +269,22 @@ fn no_must_packet_leaves_while_the_rules_change() {
             let wire = Wire::new();
             let _sinks = PEERS.map(|peer| wire.enter(|| UdpSocket::bind((peer, PLAIN)).unwrap()));
             let settings = install();
-            let tap = Tap::new(&wire);
+            let (tap, sender) = (Tap::new(&wire), Sender::new());
             let mut other = policy();
             other
                 .must
-                .extend((1..200).map(|port| (ip(HOSTS[0]), ip(PEERS[0]), 17, port)));
-            let done = AtomicBool::new(false);
+                .extend((1000..1200_u16).map(|port| (ip(HOSTS[0]), ip(PEERS[0]), 17, port)));
             thread::scope(|scope| {
-                scope.spawn(|| {
-                    for _ in 0..15 {
+                let changes = scope.spawn(|| {
+                    for _ in 0..10 {
                         host::update_rules(&settings, &policy(), &other).unwrap();
                         host::install_rules(&settings, &other).unwrap();
                         host::update_rules(&settings, &other, &policy()).unwrap();
                         host::install_rules(&settings, &policy()).unwrap();
                     }
-                    done.store(true, Ordering::Relaxed);
                 });
-                while !done.load(Ordering::Relaxed) {
-                    assert_eq!(leaks(&tap, 10), []);
+                while !changes.is_finished() {
+                    assert_eq!(sender.leaks(&tap, 10), []);
                 }
             });
         },

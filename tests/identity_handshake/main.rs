@@ -374,10 +374,9 @@ fn every_handshake_of_a_client_that_wants_to_resume_is_a_full_one() {
     let mut config = hostile::client(Some(spec().certified()));
     config.enable_early_data = true;
     let config = quic_client(config);
-    let honest = honest();
+    let (server, report) = honest_server(&honest());
     for round in 0..3 {
-        let (server, report) = honest_server(&honest);
-        let (client, server) = handshake(config.clone(), server, &honest_name());
+        let (client, server) = handshake(config.clone(), server.clone(), &honest_name());
         assert!(!client.early, "{round}");
         accepted(&client, &server, &report.take(), "wants to resume");
     }

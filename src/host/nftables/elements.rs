@@ -271,3 +271,114 @@ fn word(text: &str) -> String {
             .map_or_else(|_| text.to_owned(), |address: IpAddr| address.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_the_outermost_networks_are_rendered() {
+        let source = "10.0.0.1".parse().unwrap();
+        let mut steering = Steering::default();
+        for network in [
+            "10.2.0.0/16",
+            "10.2.9.9/24",
+            "10.2.9.1/32",
+            "10.3.0.1/32",
+            "fd00::/8",
+        ] {
+            steering
+                .must_net
+                .insert((source, network.parse().unwrap(), 6, 80));
+        }
+        // another port is another question
+        steering
+            .must_net
+            .insert((source, "10.2.9.0/24".parse().unwrap(), 6, 81));
+        // the same network, written with other host bits
+        steering
+            .must_all_net
+            .insert((source, "10.2.0.7/16".parse().unwrap()));
+        steering
+            .must_all_net
+            .insert((source, "10.2.0.8/16".parse().unwrap()));
+        let elements = Elements::new(&steering, std::iter::empty());
+        let set = |name| {
+            elements
+                .0
+                .get(name)
+                .unwrap()
+                .iter()
+                .map(String::as_str)
+                .collect::<Vec<_>>()
+        };
+        let expected = [
+            "10.0.0.1 . 10.2.0.0/16 . 6 . 80",
+            "10.0.0.1 . 10.2.9.0/24 . 6 . 81",
+            "10.0.0.1 . 10.3.0.1 . 6 . 80",
+        ];
+        assert_eq!(set("must_net4"), expected);
+        assert_eq!(set("must_all_net4"), ["10.0.0.1 . 10.2.0.0/16"]);
+        assert_eq!(
+            elements.0.len(),
+            2,
+            "two families in one element match nothing"
+        );
+    }
+
+    #[test]
+    fn long_lists_become_several_statements() {
+        let mut steering = Steering::default();
+        steering.exempt.extend((1..=1001).map(|port| (6, port)));
+        let elements = Elements::new(&steering, std::iter::empty());
+        let mut text = String::new();
+        elements.add_all("t", &mut text);
+        assert_eq!(text.lines().count(), 3);
+        assert_eq!(text.matches("6 . ").count(), 1001);
+    }
+
+    #[test]
+    fn listings_are_read_in_our_own_notation() {
+        let read = |set: &str, element| {
+            let mut elements = Elements::default();
+            elements.read(set, &json!({ "elem": [element] }));
+            elements.0.into_values().flatten().collect::<Vec<_>>()
+        };
+        let prefix = json!({"prefix": {"addr": "10.2.0.0", "len": 16}});
+        for (set, element, expected) in [
+            (
+                "must_net4",
+                json!({"concat": ["10.0.0.1", prefix, "tcp", 80]}),
+                "10.0.0.1 . 10.2.0.0/16 . 6 . 80",
+            ),
+            (
+                "must6",
+                json!({"concat": ["fd00::1", "::1.2.3.4", "sctp", 80]}),
+                "fd00::1 . ::102:304 . 132 . 80",
+            ),
+            (
+                "must4",
+                json!({"concat": ["10.0.0.1", "10.0.0.2", 253, 80]}),
+                "10.0.0.1 . 10.0.0.2 . 253 . 80",
+            ),
+            (
+                "peer4",
+                json!({"elem": {"val": "10.0.0.1", "comment": "x"}}),
+                "10.0.0.1",
+            ),
+            (
+                "must_all_net4",
+                json!({"concat": ["10.0.0.1", {"range": ["10.0.0.2", "10.0.0.9"]}]}),
+                "10.0.0.1 . 10.0.0.2-10.0.0.9",
+            ),
+            ("wl_if", json!("tcp"), "\"tcp\""),
+            ("wl_idx", json!(7), "7"),
+        ] {
+            assert_eq!(read(set, element), [expected]);
+        }
+        assert!(read("peer4", json!({"unheard": "of"})).is_empty());
+        assert!(read("peer4", json!(null)).is_empty());
+    }
+}

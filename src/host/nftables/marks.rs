@@ -88,3 +88,34 @@ fn is_mark(expression: &Value) -> bool {
 fn number(value: &Value) -> Option<u32> {
     value.as_u64().and_then(|value| u32::try_from(value).ok())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_bits_that_a_rule_compares_or_changes_count() {
+        let mark = json!({"meta": {"key": "mark"}});
+        let set = |value| json!({"mangle": {"key": mark, "value": value}});
+        let compare = |left| json!({"match": {"op": "==", "left": left, "right": 1}});
+        for (statement, bits) in [
+            (set(json!(7)), u32::MAX),
+            (set(json!({"|": [mark, 0x4000]})), 0x4000),
+            (set(json!({"&": [mark, 0xffff_bfff_u32]})), 0x4000),
+            (
+                set(json!({"^": [{"&": [mark, 0xffff_00ff_u32]}, 0x100]})),
+                0xff00,
+            ),
+            (set(json!({"ct": {"key": "mark"}})), 0),
+            (set(json!({"|": [mark, mark]})), u32::MAX),
+            (compare(mark.clone()), u32::MAX),
+            (compare(json!({"&": [mark, 0x8000]})), 0x8000),
+            (compare(json!({"meta": {"key": "l4proto"}})), 0),
+            (json!({"counter": {"packets": 1}}), 0),
+        ] {
+            assert_eq!(touched(&statement), bits, "{statement}");
+        }
+    }
+}

@@ -212,3 +212,72 @@ fn is_plain(attribute: &RuleAttribute) -> bool {
             | RuleAttribute::SuppressIfGroup(u32::MAX)
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule() -> RuleSpec {
+        RuleSpec {
+            priority: 300,
+            mark: 0x1000_0000,
+            mask: 0x3000_0000,
+            action: RuleAction::ToTable,
+            table: 7700,
+            protocol: RouteProtocol::Kernel,
+        }
+    }
+
+    #[test]
+    fn a_rule_is_read_back_from_its_message() {
+        let mut message = rule().message(Family::V6);
+        assert_eq!(RuleSpec::read(&message), Some(rule()));
+        message
+            .attributes
+            .push(RuleAttribute::SuppressPrefixLen(u32::MAX));
+        assert_eq!(RuleSpec::read(&message), Some(rule()));
+    }
+
+    #[test]
+    fn a_rule_that_looks_at_more_is_not_ours() {
+        for attribute in [
+            RuleAttribute::Iifname("eth0".into()),
+            RuleAttribute::Source([10, 0, 0, 1].into()),
+            RuleAttribute::SuppressPrefixLen(0),
+            RuleAttribute::TunId(1),
+        ] {
+            let mut message = rule().message(Family::V4);
+            message.attributes.push(attribute);
+            assert_eq!(RuleSpec::read(&message), None);
+        }
+        let mut message = rule().message(Family::V4);
+        message.header.flags = RuleFlags::Invert;
+        assert_eq!(RuleSpec::read(&message), None);
+    }
+
+    #[test]
+    fn a_mark_without_mask_is_the_whole_mark() {
+        let mut message = RuleMessage::default();
+        assert_eq!(mark(&message), (0, 0));
+        message.attributes.push(RuleAttribute::FwMark(1));
+        assert_eq!(mark(&message), (1, u32::MAX));
+    }
+
+    #[test]
+    fn only_our_own_default_routes_are_recognised() {
+        let (tun, table) = (7, 7700);
+        for route in [RouteSpec::Device(tun), RouteSpec::Unreachable] {
+            let message = route.message(Family::V4, table);
+            assert_eq!(RouteSpec::read(&message, Some(tun)), Some(route));
+            let mut other = message.clone();
+            other.header.protocol = RouteProtocol::Boot;
+            assert_eq!(RouteSpec::read(&other, Some(tun)), None);
+            let mut other = message;
+            other.header.destination_prefix_length = 8;
+            assert_eq!(RouteSpec::read(&other, Some(tun)), None);
+        }
+        let message = RouteSpec::Device(tun).message(Family::V4, table);
+        assert_eq!(RouteSpec::read(&message, Some(8)), None);
+        assert_eq!(RouteSpec::read(&message, None), None);
+    }
+}

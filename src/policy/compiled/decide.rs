@@ -120,15 +120,7 @@ impl Decider {
         let choice = self
             .rules
             .find(client, &service.host, service.namespace(), number);
-        let tls = choice.and_then(|choice| choice.tls);
-        let intent = match tls.map(|tls| tls.mode) {
-            Some(ClientMode::Disable) => Intent::Disable,
-            Some(ClientMode::IstioMutual) => Intent::IstioMutual,
-            None if self.mesh.auto_mtls && service.location == Location::MeshInternal => {
-                Intent::Auto
-            }
-            None => Intent::Unset,
-        };
+        let intent = self.intent(choice, service);
         let mut decided = Decided {
             intent,
             choice,
@@ -147,6 +139,10 @@ impl Decider {
                 DropReason::ModeDisable,
                 "a DestinationRule demands mutual TLS, but the destination's mode is DISABLE",
             ),
+            Outcome::RefusedByClient if endpoint.is_none() => decided.refuse(
+                DropReason::NotInMesh,
+                "a DestinationRule demands mutual TLS, but no workload of another host answers there",
+            ),
             Outcome::RefusedByClient => decided.refuse(
                 DropReason::NotInMesh,
                 "a DestinationRule demands mutual TLS, but the endpoint is not in the mesh",
@@ -154,6 +150,18 @@ impl Decider {
             Outcome::Mtls => self.name(&mut decided),
         }
         decided
+    }
+
+    /// What the rule says, or where none does, whether mutual TLS is inferred.
+    fn intent(&self, choice: Option<Choice<'_>>, service: &Service) -> Intent {
+        match choice.and_then(|choice| choice.tls).map(|tls| tls.mode) {
+            Some(ClientMode::Disable) => Intent::Disable,
+            Some(ClientMode::IstioMutual) => Intent::IstioMutual,
+            None if self.mesh.auto_mtls && service.location == Location::MeshInternal => {
+                Intent::Auto
+            }
+            None => Intent::Unset,
+        }
     }
 
     /// Decides for those addresses of a service's network that no workload has: there is no endpoint to dial.
@@ -242,7 +250,8 @@ impl Decider {
             workloads
                 .filter(|_| is_service_address)
                 .filter_map(|endpoint| self.registry.workload(endpoint.address))
-                .min_by_key(|workload| (workload.is_local, !workload.mesh_capable))
+                .filter(|workload| !workload.is_local)
+                .min_by_key(|workload| !workload.mesh_capable)
         })
     }
 
@@ -251,7 +260,7 @@ impl Decider {
         let Some(endpoint) = decided.endpoint else {
             return decided.refuse(
                 DropReason::NotInMesh,
-                "the service has no endpoint in the mesh",
+                "no workload of another host answers there",
             );
         };
         let (only, accepted) = self.accepted(decided, endpoint);

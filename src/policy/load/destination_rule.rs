@@ -31,8 +31,6 @@ const SPEC: &[&str] = &[
 ];
 const SUBSET: &[&str] = &["name", "labels", "trafficPolicy"];
 
-type Labels = BTreeMap<Arc<str>, Arc<str>>;
-
 /// Reads the spec of a DestinationRule.
 pub(super) fn read(
     node: &Node<'_>,
@@ -109,7 +107,7 @@ fn host(
 }
 
 /// Labels of `workloadSelector`; nothing when it selects nothing in particular.
-fn selector(node: &Node<'_>, report: &mut Report<'_>) -> Option<Labels> {
+fn selector(node: &Node<'_>, report: &mut Report<'_>) -> Option<BTreeMap<Arc<str>, Arc<str>>> {
     let selector = report.map(node, "workloadSelector", &["matchLabels"])?;
     let labels = selector
         .get("matchLabels")

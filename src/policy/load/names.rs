@@ -8,7 +8,11 @@ use std::{
 
 use ipnetwork::IpNetwork;
 
-use super::{report::Report, suggest::Quoted, tree::Node};
+use super::{
+    report::Report,
+    suggest::Quoted,
+    tree::{Mark, Node},
+};
 use crate::{
     policy::diagnostic::{Diagnostic, codes},
     registry::{key::TUNNEL_PORT, service::ExportTo},
@@ -119,15 +123,18 @@ impl Report<'_> {
         if is_valid(text) {
             return Some(text);
         }
-        let found = Diagnostic::new(
-            &codes::BAD_NAME,
-            format!("{} is not a valid {what}", Quoted(text)),
-        );
+        self.bad_name(text, what, node.mark);
+        None
+    }
+
+    /// Reports a name of `what` that breaks RFC 1123.
+    pub(super) fn bad_name(&mut self, text: &str, what: &str, mark: Mark) {
+        let message = format!("{} is not a valid {what}", Quoted(text));
+        let found = Diagnostic::new(&codes::BAD_NAME, message);
         self.add(
-            node.mark,
+            mark,
             found.with_label("expected a-z, 0-9 and `-`, a letter or digit at both ends"),
         );
-        None
     }
 
     /// A host in lower case: DNS name, IP address, or a wildcard whose `*` is the very first character.
@@ -154,61 +161,55 @@ impl Report<'_> {
         Some(host)
     }
 
-    /// exportTo of a resource in `namespace`; absent means everybody.
+    /// exportTo of a resource in `namespace`; absent means everybody, and `~` is known where `nobody` says so.
     pub(super) fn export_to(
         &mut self,
         node: Option<&Node<'_>>,
         namespace: &Arc<str>,
         nobody: bool,
     ) -> ExportTo {
-        let mut all = false;
-        let mut none = false;
-        let mut names = BTreeSet::new();
         let Some(node) = node else {
             return ExportTo::All;
         };
-        let entries = self.texts(node, "exportTo");
-        for (text, node) in &entries {
-            let fresh = match *text {
-                "*" => !std::mem::replace(&mut all, true),
-                "~" if nobody => !std::mem::replace(&mut none, true),
-                "." => names.insert(namespace.clone()),
-                name if is_dns_label(name) => names.insert(name.into()),
-                name => {
-                    let found = Diagnostic::new(
-                        &codes::BAD_NAME,
-                        format!("{} is not a namespace", Quoted(name)),
-                    );
-                    let label = if nobody {
-                        "expected `*`, `.`, `~` or a namespace"
-                    } else {
-                        "expected `*`, `.` or a namespace"
-                    };
-                    self.add(node.mark, found.with_label(label));
-                    true
-                }
+        let mut names = BTreeSet::new();
+        for (text, node) in self.texts(node, "exportTo") {
+            let name: Arc<str> = if text == "." {
+                namespace.clone()
+            } else {
+                text.into()
             };
-            if !fresh {
+            if !(text == "*" || (text == "~" && nobody) || is_dns_label(&name)) {
+                self.bad_export(text, node, nobody);
+            } else if !names.insert(name) {
                 let message = format!("exportTo names {} twice", Quoted(text));
-                self.add(
-                    node.mark,
-                    Diagnostic::new(&codes::DUPLICATE_ENTRY, message).with_label("remove it"),
-                );
+                let found = Diagnostic::new(&codes::DUPLICATE_ENTRY, message);
+                self.add(node.mark, found.with_label("remove it"));
             }
         }
-        if (all && none) || ((all || none) && !names.is_empty()) {
+        let (all, none) = (names.contains("*"), names.contains("~"));
+        if (all || none) && names.len() > 1 {
             let message = "`*` and `~` in exportTo stand alone";
-            self.add(
-                node.mark,
-                Diagnostic::new(&codes::BAD_EXPORT, message)
-                    .with_label("one says all there is to say"),
-            );
+            let found = Diagnostic::new(&codes::BAD_EXPORT, message);
+            self.add(node.mark, found.with_label("one says all there is to say"));
         }
-        match (none, names.is_empty()) {
-            (true, _) => ExportTo::Nobody,
-            (false, false) if !all => ExportTo::Namespaces(names),
-            (false, _) => ExportTo::All,
+        if none {
+            ExportTo::Nobody
+        } else if all || names.is_empty() {
+            ExportTo::All
+        } else {
+            ExportTo::Namespaces(names)
         }
+    }
+
+    fn bad_export(&mut self, text: &str, node: &Node<'_>, nobody: bool) {
+        let message = format!("{} is not a namespace", Quoted(text));
+        let found = Diagnostic::new(&codes::BAD_NAME, message);
+        let label = if nobody {
+            "expected `*`, `.`, `~` or a namespace"
+        } else {
+            "expected `*`, `.` or a namespace"
+        };
+        self.add(node.mark, found.with_label(label));
     }
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     report::Report,
-    suggest::{Quoted, did_you_mean, one_of},
+    suggest::{MAX_LABEL, Quoted, did_you_mean, one_of},
     tree::{Entry, Mark, Node, Value},
 };
 use crate::policy::diagnostic::{Diagnostic, codes};
@@ -69,8 +69,8 @@ impl Report<'_> {
             if !known.contains(&entry.key.as_ref()) {
                 let message = format!("unknown field {} in {what}", Quoted(&entry.key));
                 let mut found = Diagnostic::new(&codes::UNKNOWN_FIELD, message);
-                found.label =
-                    Some(format!("expected {}", one_of(known))).filter(|label| label.len() <= 60);
+                found.label = Some(format!("expected {}", one_of(known)))
+                    .filter(|label| label.len() <= MAX_LABEL);
                 found.help = did_you_mean(&entry.key, known);
                 self.add(entry.key_mark, found);
             }

@@ -9,12 +9,12 @@ use ipnetwork::IpNetwork;
 
 use super::{
     head::{Head, SERVICE_ENTRY},
-    names::network,
+    names::{is_dns_label, network},
     read::Map,
     report::Report,
-    suggest::{Quoted, closest, did_you_mean},
+    suggest::{Quoted, did_you_mean},
     tree::{Mark, Node, Value},
-    workload_entry::{bad_port_name, endpoint},
+    workload_entry::endpoint,
 };
 use crate::{
     policy::{
@@ -35,6 +35,8 @@ const SPEC: &[&str] = &[
     "exportTo",
     "subjectAltNames",
 ];
+/// How many port names a misspelt one is compared with.
+const MAX_CANDIDATES: usize = 16;
 const PORT: &[&str] = &["number", "name", "protocol", "targetPort"];
 /// Protocols of Istio, in its capitals. The first ones carry a name on which a proxy can tell hosts apart.
 const NAMED_PROTOCOLS: &[&str] = &[
@@ -46,6 +48,10 @@ const NAMED_PROTOCOLS: &[&str] = &[
     "HTTPS",
     "TLS",
 ];
+const LOCATIONS: &[(&str, Location)] = &[
+    ("MESH_EXTERNAL", Location::MeshExternal),
+    ("MESH_INTERNAL", Location::MeshInternal),
+];
 const OTHER_PROTOCOLS: &[&str] = &["TCP", "UDP", "MONGO", "MYSQL", "REDIS"];
 
 /// Reads the spec of a ServiceEntry.
@@ -56,24 +62,15 @@ pub(super) fn read(
     report: &mut Report<'_>,
 ) -> Option<ServiceEntry> {
     let spec = report.map(node, SERVICE_ENTRY.spec, SPEC)?;
-    let hosts = report
-        .required(&spec, "hosts")
-        .map(|node| hosts(node, report))
-        .unwrap_or_default();
-    let addresses = spec
-        .get("addresses")
-        .map(|node| addresses(node, report))
-        .unwrap_or_default();
+    let named = report.required(&spec, "hosts");
+    let hosts = named.map(|node| hosts(node, report));
+    let addresses = spec.get("addresses").map(|node| addresses(node, report));
     let ports = spec
         .get("ports")
         .map(|node| ports(node, report))
         .unwrap_or_default();
-    let locations = [
-        ("MESH_EXTERNAL", Location::MeshExternal),
-        ("MESH_INTERNAL", Location::MeshInternal),
-    ];
     let location = match spec.get("location") {
-        Some(node) => report.choice(node, "location", &locations),
+        Some(node) => report.choice(node, "location", LOCATIONS),
         None => Some(Location::MeshExternal),
     };
     let resolution = match spec.get("resolution") {
@@ -82,20 +79,19 @@ pub(super) fn read(
     };
     let endpoints = endpoints(&spec, &ports, head, mesh, report);
     let export_to = report.export_to(spec.get("exportTo"), &head.resource.namespace, true);
-    let subject_alt_names = spec
-        .get("subjectAltNames")
-        .map(|node| report.subject_alt_names(node));
+    let names = spec.get("subjectAltNames");
+    let names = names.map(|node| report.subject_alt_names(node));
     let entry = ServiceEntry {
         resource: head.resource.clone(),
         place: report.place(head.name_mark),
-        hosts,
-        addresses,
+        hosts: hosts.unwrap_or_default(),
+        addresses: addresses.unwrap_or_default(),
         ports,
         location: location?,
         resolution: resolution?,
         endpoints,
         export_to,
-        subject_alt_names: subject_alt_names.unwrap_or_default(),
+        subject_alt_names: names.unwrap_or_default(),
     };
     check_fields_together(&entry, &spec, report);
     Some(entry)
@@ -109,38 +105,35 @@ fn hosts(node: &Node<'_>, report: &mut Report<'_>) -> Vec<Arc<str>> {
             Diagnostic::new(&codes::EMPTY, "a ServiceEntry needs at least one host"),
         );
     }
+    let mut seen = BTreeSet::new();
     let mut hosts: Vec<Arc<str>> = Vec::new();
     for node in nodes {
-        let Some(host) = report.host(node) else {
-            continue;
-        };
-        if host == "*" {
-            let found = Diagnostic::new(
-                &codes::BAD_HOST,
-                "the host `*` of a ServiceEntry would be every host",
-            );
-            report.add(
-                node.mark,
-                found.with_label("expected a DNS name or `*.domain`"),
-            );
-        } else if host.starts_with('*') && !host.starts_with("*.") {
-            let message = format!("the wildcard {} replaces part of a label", Quoted(&host));
-            let found = Diagnostic::new(&codes::PARTIAL_WILDCARD, message);
-            report.add(
-                node.mark,
-                found.with_help("a wildcard is a plain suffix; `*.domain` is the usual form"),
-            );
+        if let Some(host) = report.host(node) {
+            check_wildcard(&host, node, report);
+            let fresh = seen.insert(host.clone());
+            twice(fresh, "host", &host, node.mark, report);
+            hosts.push(host.into());
         }
-        if hosts.iter().any(|known| **known == *host) {
-            let found = Diagnostic::new(
-                &codes::DUPLICATE_ENTRY,
-                format!("the host {} stands twice", Quoted(&host)),
-            );
-            report.add(node.mark, found);
-        }
-        hosts.push(host.into());
     }
     hosts
+}
+
+fn check_wildcard(host: &str, node: &Node<'_>, report: &mut Report<'_>) {
+    if host == "*" {
+        let message = "the host `*` of a ServiceEntry would be every host";
+        let found = Diagnostic::new(&codes::BAD_HOST, message);
+        report.add(
+            node.mark,
+            found.with_label("expected a DNS name or `*.domain`"),
+        );
+    } else if host.starts_with('*') && !host.starts_with("*.") {
+        let message = format!("the wildcard {} replaces part of a label", Quoted(host));
+        let found = Diagnostic::new(&codes::PARTIAL_WILDCARD, message);
+        report.add(
+            node.mark,
+            found.with_help("a wildcard is a plain suffix; `*.domain` is the usual form"),
+        );
+    }
 }
 
 fn addresses(node: &Node<'_>, report: &mut Report<'_>) -> Vec<IpNetwork> {
@@ -165,48 +158,43 @@ fn ports(node: &Node<'_>, report: &mut Report<'_>) -> Vec<ServicePort> {
     let mut names = BTreeSet::new();
     let mut ports = Vec::new();
     for node in report.list(node, "ports") {
-        let Some(fields) = report.map(node, "a port", PORT) else {
+        let Some((port, number, name)) = port(node, report) else {
             continue;
         };
-        let number_node = report.required(&fields, "number");
-        let number = number_node.and_then(|node| report.port(node, "port"));
-        let name_node = report.required(&fields, "name");
-        let name = name_node.and_then(|node| report.filled_text(node, "port name"));
-        let protocol = fields
-            .get("protocol")
-            .and_then(|node| protocol(node, report))
-            .unwrap_or_default();
-        let target_port = fields
-            .get("targetPort")
-            .and_then(|node| report.port(node, "targetPort"));
-        let (Some(number), Some(number_node), Some(name), Some(name_node)) =
-            (number, number_node, name, name_node)
-        else {
-            continue;
-        };
-        bad_port_name(name, name_node.mark, report);
+        let fresh = numbers.insert(port.number);
         twice(
-            numbers.insert(number),
+            fresh,
             "port number",
-            &number.to_string(),
-            number_node.mark,
-            report,
-        );
-        twice(
-            names.insert(name),
-            "port name",
-            name,
-            name_node.mark,
-            report,
-        );
-        ports.push(ServicePort {
+            &port.number.to_string(),
             number,
-            name: name.into(),
-            protocol: protocol.into(),
-            target_port,
-        });
+            report,
+        );
+        let fresh = names.insert(Arc::clone(&port.name));
+        twice(fresh, "port name", &port.name, name, report);
+        ports.push(port);
     }
     ports
+}
+
+/// A port, and where its number and name stand.
+fn port(node: &Node<'_>, report: &mut Report<'_>) -> Option<(ServicePort, Mark, Mark)> {
+    let fields = report.map(node, "a port", PORT)?;
+    let number_node = report.required(&fields, "number");
+    let number = number_node.and_then(|node| report.port(node, "port"));
+    let name_node = report.required(&fields, "name");
+    let name = name_node.and_then(|node| report.name(node, "port name", is_dns_label));
+    let protocol = fields
+        .get("protocol")
+        .and_then(|node| protocol(node, report));
+    let target_port = fields.get("targetPort");
+    let target_port = target_port.and_then(|node| report.port(node, "targetPort"));
+    let port = ServicePort {
+        number: number?,
+        name: name?.into(),
+        protocol: protocol.unwrap_or_default().into(),
+        target_port,
+    };
+    Some((port, number_node?.mark, name_node?.mark))
 }
 
 fn twice(fresh: bool, what: &str, text: &str, mark: Mark, report: &mut Report<'_>) {
@@ -278,34 +266,32 @@ fn endpoints(
     if nodes.is_empty() {
         return Endpoints::None;
     }
+    let names: BTreeSet<&str> = ports.iter().map(|port| &*port.name).collect();
     let mut workloads: Vec<Workload> = Vec::new();
     for node in nodes {
-        check_port_names(node, ports, report);
+        check_port_names(node, &names, report);
         workloads.extend(endpoint(node, "an endpoint", head, mesh, report));
     }
     Endpoints::Inline(workloads)
 }
 
 /// Every port that an endpoint names must be one of the service.
-fn check_port_names(endpoint: &Node<'_>, ports: &[ServicePort], report: &mut Report<'_>) {
-    let names: Vec<&str> = ports.iter().map(|port| &*port.name).collect();
+fn check_port_names(endpoint: &Node<'_>, names: &BTreeSet<&str>, report: &mut Report<'_>) {
     let Value::Map(fields) = &endpoint.value else {
         return;
     };
-    let Some(Value::Map(entries)) = fields
-        .iter()
-        .find(|entry| entry.key == "ports")
-        .map(|entry| &entry.node.value)
-    else {
+    let ports = fields.iter().find(|entry| entry.key == "ports");
+    let Some(Value::Map(entries)) = ports.map(|entry| &entry.node.value) else {
         return;
     };
+    let candidates: Vec<&str> = names.iter().copied().take(MAX_CANDIDATES).collect();
     for entry in entries
         .iter()
-        .filter(|entry| !names.contains(&entry.key.as_ref()))
+        .filter(|entry| !names.contains(entry.key.as_ref()))
     {
         let message = format!("the service has no port named {}", Quoted(&entry.key));
         let mut found = Diagnostic::new(&codes::UNKNOWN_PORT_NAME, message);
-        found.help = closest(&entry.key, &names).map(|name| format!("did you mean `{name}`?"));
+        found.help = did_you_mean(&entry.key, &candidates);
         report.add(entry.key_mark, found);
     }
 }
@@ -330,39 +316,13 @@ fn selector(node: &Node<'_>, report: &mut Report<'_>) -> Endpoints {
 }
 
 fn check_fields_together(entry: &ServiceEntry, spec: &Map<'_, '_>, report: &mut Report<'_>) {
-    let resolution = spec.get("resolution").map_or(spec.mark, |node| node.mark);
     if entry.resolution == Resolution::None {
-        if spec
-            .get("addresses")
-            .is_none_or(|node| matches!(&node.value, Value::Seq(list) if list.is_empty()))
-        {
-            let message = "resolution NONE without addresses would take every address";
-            let found = Diagnostic::new(&codes::CONTRADICTION, message)
-                .with_label("expected `addresses` as well");
-            report.add(
-                resolution,
-                found.with_help("name the addresses, or use STATIC with endpoints"),
-            );
-        }
-        if matches!(entry.endpoints, Endpoints::Inline(_)) {
-            report.on_key(spec, "endpoints", || {
-                let found =
-                    Diagnostic::new(&codes::CONTRADICTION, "resolution NONE has no endpoints");
-                found.with_label("expected `resolution: STATIC` with these")
-            });
-        }
-        report.on_key(spec, "workloadSelector", || {
-            Diagnostic::new(
-                &codes::NOT_ENFORCED,
-                "`workloadSelector` has no effect with resolution NONE",
-            )
-        });
+        check_unresolved(entry, spec, report);
+        return;
     }
     let has_nameless = |port: &&ServicePort| !NAMED_PROTOCOLS.contains(&&*port.protocol);
-    if entry.hosts.len() > 1
-        && entry.resolution != Resolution::None
-        && let Some(port) = entry.ports.iter().find(has_nameless)
-    {
+    let nameless = entry.ports.iter().find(has_nameless);
+    if let Some(port) = nameless.filter(|_| entry.hosts.len() > 1) {
         let message = format!(
             "port {} of several hosts cannot be told apart by its protocol",
             port.number
@@ -372,4 +332,27 @@ fn check_fields_together(entry: &ServiceEntry, spec: &Map<'_, '_>, report: &mut 
             found.with_help("write one ServiceEntry for each host")
         });
     }
+}
+
+/// With resolution NONE the addresses are all there is.
+fn check_unresolved(entry: &ServiceEntry, spec: &Map<'_, '_>, report: &mut Report<'_>) {
+    let addresses = spec.get("addresses");
+    if addresses.is_none_or(|node| matches!(&node.value, Value::Seq(list) if list.is_empty())) {
+        let message = "resolution NONE without addresses would take every address";
+        let found = Diagnostic::new(&codes::CONTRADICTION, message)
+            .with_label("expected `addresses` as well")
+            .with_help("name the addresses, or use STATIC with endpoints");
+        let mark = spec.get("resolution").map_or(spec.mark, |node| node.mark);
+        report.add(mark, found);
+    }
+    if matches!(entry.endpoints, Endpoints::Inline(_)) {
+        let found = Diagnostic::new(&codes::CONTRADICTION, "resolution NONE has no endpoints");
+        report.on_key(spec, "endpoints", || {
+            found.with_label("expected `resolution: STATIC` with these")
+        });
+    }
+    let message = "`workloadSelector` has no effect with resolution NONE";
+    report.on_key(spec, "workloadSelector", || {
+        Diagnostic::new(&codes::NOT_ENFORCED, message)
+    });
 }

@@ -5,16 +5,23 @@ use serde_saphyr::Error;
 
 use super::{
     report::Report,
-    suggest::{Quoted, did_you_mean, one_of},
+    suggest::{MAX_LABEL, Quoted, did_you_mean, one_of},
     tree::{self, Mark, Node, Value},
 };
-use crate::policy::{Diagnostic, SourceFile, diagnostic::codes};
+use crate::policy::{
+    Diagnostic, SourceFile,
+    diagnostic::{Code, codes},
+};
 
 /// Parses the one YAML document of `file` into `T`. An empty file is an empty map, so that every default holds.
 ///
 /// # Errors
 /// The first thing that is wrong: what [`load`](super::load) refuses in any text, an unknown field where `T` denies them, a
 /// missing field, a wrong type, a value out of range.
+#[expect(
+    clippy::result_large_err,
+    reason = "read once at start; a diagnostic is the value that callers print"
+)]
 pub fn parse_settings<T: DeserializeOwned>(file: &SourceFile) -> Result<T, Diagnostic> {
     let mut report = Report::new(&file.name);
     let documents = tree::parse(&file.text, &mut report);
@@ -83,27 +90,10 @@ fn describe(error: &Error, written: &str) -> Diagnostic {
     match error {
         Error::SerdeUnknownField {
             field, expected, ..
-        } => {
-            let mut found = Diagnostic::new(
-                &codes::UNKNOWN_FIELD,
-                format!("unknown field {}", Quoted(field)),
-            );
-            found.label =
-                Some(format!("expected {}", one_of(expected))).filter(|label| label.len() <= 60);
-            found.help = did_you_mean(field, expected);
-            found
-        }
+        } => unknown(&codes::UNKNOWN_FIELD, "field", field, expected),
         Error::SerdeUnknownVariant {
             variant, expected, ..
-        } => {
-            let mut found = Diagnostic::new(
-                &codes::UNKNOWN_VALUE,
-                format!("unknown value {}", Quoted(variant)),
-            )
-            .with_label(format!("expected {}", one_of(expected)));
-            found.help = did_you_mean(variant, expected);
-            found
-        }
+        } => unknown(&codes::UNKNOWN_VALUE, "value", variant, expected),
         Error::SerdeMissingField { field, .. } => {
             Diagnostic::new(&codes::MISSING_FIELD, format!("missing field `{field}`"))
                 .with_label(format!("expected `{field}`"))
@@ -113,7 +103,7 @@ fn describe(error: &Error, written: &str) -> Diagnostic {
             unexpected,
             expected,
             ..
-        } => wrong_type(written, unexpected, expected),
+        } => wrong_type(written, unexpected, in_words(expected)),
         Error::SerdeInvalidValue {
             unexpected,
             expected,
@@ -122,21 +112,43 @@ fn describe(error: &Error, written: &str) -> Diagnostic {
             &codes::INVALID_VALUE,
             format!("{unexpected} is not allowed"),
         )
-        .with_label(format!("expected {expected}")),
-        Error::Unexpected { expected, .. } => {
-            let expected = match *expected {
-                "sequence start" => "a list",
-                "mapping start" => "a map",
-                _ => "one value",
-            };
-            wrong_type(written, "a map or list", expected)
-        }
+        .with_label(format!("expected {}", in_words(expected))),
+        Error::Unexpected { expected, .. } => wrong_type(written, "a map or list", shape(expected)),
         Error::NullIntoString { .. } => wrong_type("", "null", "text"),
         Error::InvalidBooleanStrict { .. } => {
             wrong_type(written, "something else", "true or false")
         }
         Error::Message { msg, .. } => Diagnostic::new(&codes::INVALID_VALUE, msg.clone()),
         other => Diagnostic::new(&codes::WRONG_TYPE, without_place(&other.to_string())),
+    }
+}
+
+fn unknown(code: &'static Code, what: &str, text: &str, expected: &[&str]) -> Diagnostic {
+    let mut found = Diagnostic::new(code, format!("unknown {what} {}", Quoted(text)));
+    let label = format!("expected {}", one_of(expected));
+    found.label = Some(label).filter(|label| label.len() <= MAX_LABEL);
+    found.help = did_you_mean(text, expected);
+    found
+}
+
+/// What the parser's words for a shape mean.
+fn shape(expected: &str) -> &'static str {
+    match expected {
+        "sequence start" => "a list",
+        "mapping start" => "a map",
+        _ => "one value",
+    }
+}
+
+/// What serde expected, without the names of Rust's types.
+fn in_words(expected: &str) -> &str {
+    match expected {
+        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number that is not negative",
+        "a nonzero u8" => "1 to 255",
+        "a nonzero u16" => "1 to 65535",
+        "a nonzero u32" | "a nonzero u64" | "a nonzero usize" => "1 or more",
+        other => other,
     }
 }
 
@@ -154,8 +166,9 @@ fn scalar(ty: &str, written: &str) -> Diagnostic {
         .unwrap_or(written)
         .bytes()
         .all(|byte| byte.is_ascii_digit());
+    let has_leading_zero = written.starts_with('0') && written.len() > 1;
     let is_integer = ty.starts_with(['u', 'i']) || ty.contains("integer");
-    if is_integer && is_whole && !written.is_empty() {
+    if is_integer && is_whole && !written.is_empty() && !has_leading_zero {
         let message = format!("the number {} is out of range", Quoted(written));
         return Diagnostic::new(&codes::OUT_OF_RANGE, message).with_label(format!(
             "expected {}",
@@ -163,6 +176,7 @@ fn scalar(ty: &str, written: &str) -> Diagnostic {
         ));
     }
     let expected = match ty {
+        _ if is_integer && has_leading_zero => "a whole number without a leading zero",
         _ if is_integer => "a whole number",
         "bool" | "boolean" => "true or false",
         _ if ty.starts_with('f') => "a number",
@@ -227,6 +241,7 @@ mod tests {
     struct Settings {
         port: u16,
         queue: u64,
+        limit: Option<std::num::NonZeroU16>,
         enabled: bool,
         name: String,
         trust_domain: Option<TrustDomain>,
@@ -248,11 +263,12 @@ mod tests {
         Permissive,
     }
 
-    fn parse(text: &str) -> Result<Settings, Diagnostic> {
-        parse_settings(&SourceFile {
+    fn parse(text: &str) -> Result<Settings, Box<Diagnostic>> {
+        let file = SourceFile {
             name: "daemon.yaml".into(),
             text: text.into(),
-        })
+        };
+        parse_settings(&file).map_err(Box::new)
     }
 
     #[test]
@@ -314,6 +330,13 @@ mod tests {
                 "IDT0202",
                 "expected a whole number, not null",
             ),
+            (
+                "queue: 010",
+                "1:8",
+                "IDT0202",
+                "expected a whole number without a leading zero, not `010`",
+            ),
+            ("limit: 0", "1:1", "IDT0214", "integer `0` is not allowed"),
             ("queue: -5", "1:8", "IDT0205", "out of range"),
             (
                 "name: x\r\nenabled: yes\r\n",

@@ -7,6 +7,9 @@ const MAX_COMPARED: usize = 40;
 /// The longest piece of a file that a message repeats, in characters.
 const MAX_QUOTED: usize = 60;
 
+/// The longest label that names every choice, in bytes; a longer one is left out.
+pub(super) const MAX_LABEL: usize = 60;
+
 /// Writes a text in backticks, on one line and of bounded length.
 pub(super) struct Quoted<'a>(pub(super) &'a str);
 

@@ -5,9 +5,10 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use super::{
     head::{GATEWAY, Head, WORKLOAD_ENTRY},
     names::{gateway, host_address, is_dns_label},
+    read::Map,
     report::Report,
     suggest::Quoted,
-    tree::{Mark, Node},
+    tree::{Node, Value},
 };
 use crate::{
     policy::{
@@ -69,14 +70,31 @@ pub(super) fn endpoint(
 ) -> Option<Workload> {
     let fields = report.map(node, what, SPEC)?;
     let address = report.required(&fields, "address");
-    let ports = fields
-        .get("ports")
-        .map(|node| ports(node, report))
-        .unwrap_or_default();
+    let ports = fields.get("ports").map(|node| ports(node, report));
     let labels = fields
         .get("labels")
-        .map(|node| report.labels(node, "labels"))
-        .unwrap_or_default();
+        .map(|node| report.labels(node, "labels"));
+    check_unused(&fields, report);
+    let account = fields.get("serviceAccount");
+    let service_account = account.and_then(|node| service_account(node, head, mesh, report));
+    let address = address?;
+    let mut workload = Workload {
+        resource: head.resource.clone(),
+        place: report.place(address.mark),
+        address: ip(address, report)?,
+        ports: ports.unwrap_or_default(),
+        labels: labels.unwrap_or_default(),
+        namespace: head.resource.namespace.clone(),
+        service_account,
+        gateway: None,
+        mesh_capable: false,
+    };
+    workload.mesh_capable = is_mesh_capable(&workload);
+    Some(workload)
+}
+
+/// Fields that mean nothing between two hosts, but must be of their type.
+fn check_unused(fields: &Map<'_, '_>, report: &mut Report<'_>) {
     for key in ["network", "locality"] {
         if let Some(node) = fields.get(key) {
             report.text(node, key);
@@ -85,22 +103,6 @@ pub(super) fn endpoint(
     if let Some(node) = fields.get("weight") {
         report.integer(node, "weight", 0, u32::MAX);
     }
-    let account = fields.get("serviceAccount");
-    let service_account = account.and_then(|node| service_account(node, head, mesh, report));
-    let address = address?;
-    let mut workload = Workload {
-        resource: head.resource.clone(),
-        place: report.place(address.mark),
-        address: ip(address, report)?,
-        ports,
-        labels,
-        namespace: head.resource.namespace.clone(),
-        service_account,
-        gateway: None,
-        mesh_capable: false,
-    };
-    workload.mesh_capable = is_mesh_capable(&workload);
-    Some(workload)
 }
 
 fn ip(node: &Node<'_>, report: &mut Report<'_>) -> Option<IpAddr> {
@@ -124,31 +126,19 @@ fn ip(node: &Node<'_>, report: &mut Report<'_>) -> Option<IpAddr> {
 
 fn ports(node: &Node<'_>, report: &mut Report<'_>) -> BTreeMap<Arc<str>, u16> {
     let mut ports = BTreeMap::new();
-    let super::tree::Value::Map(entries) = &node.value else {
+    let Value::Map(entries) = &node.value else {
         report.wrong_type(node, "ports", "a map of port names to numbers");
         return ports;
     };
     for entry in entries {
-        bad_port_name(&entry.key, entry.key_mark, report);
+        if !is_dns_label(&entry.key) {
+            report.bad_name(&entry.key, "port name", entry.key_mark);
+        }
         if let Some(number) = report.port(&entry.node, "port") {
             ports.insert(entry.key.as_ref().into(), number);
         }
     }
     ports
-}
-
-/// Reports a port name that is no DNS label.
-pub(super) fn bad_port_name(name: &str, mark: Mark, report: &mut Report<'_>) {
-    if !is_dns_label(name) {
-        let found = Diagnostic::new(
-            &codes::BAD_NAME,
-            format!("{} is not a valid port name", Quoted(name)),
-        );
-        report.add(
-            mark,
-            found.with_label("expected a-z, 0-9 and `-`, a letter or digit at both ends"),
-        );
-    }
 }
 
 /// An account that makes a SPIFFE ID together with namespace and trust domain. Empty is absent.

@@ -23,13 +23,13 @@ fn hello() -> Capsule {
 }
 
 fn down_reason(world: &World, host: usize) -> Option<String> {
-    world.hosts[host]
-        .events
-        .iter()
-        .find_map(|(_, event)| match event {
-            TunnelEvent::Down { reason, .. } => Some(reason.clone()),
-            _ => None,
-        })
+    world.hosts[host].events.iter().find_map(|(_, event)| {
+        if let TunnelEvent::Down { reason, .. } = event {
+            Some(reason.clone())
+        } else {
+            None
+        }
+    })
 }
 
 /// Lets alice send capsules in UP; what she was closed with.
@@ -172,9 +172,12 @@ fn refused_flows_are_told_and_rate_limited() {
     let told: Vec<_> = world.hosts[ALICE]
         .events
         .iter()
-        .filter_map(|(_, event)| match event {
-            TunnelEvent::FlowRefused { refused, .. } => Some(refused),
-            _ => None,
+        .filter_map(|(_, event)| {
+            if let TunnelEvent::FlowRefused { refused, .. } = event {
+                Some(refused)
+            } else {
+                None
+            }
         })
         .collect();
     assert_eq!(told.len(), 20);
@@ -209,4 +212,16 @@ fn a_control_stream_that_ends_is_a_protocol_error() {
     assert!(down_reason(&world, BOB).unwrap().contains("ended"));
     let code = format!("{:#x}", close_code::PROTOCOL);
     assert!(down_reason(&world, ALICE).unwrap().contains(&code));
+}
+
+#[test]
+fn a_control_stream_that_the_peer_does_not_read_is_a_protocol_error() {
+    let mut world = World::new(27);
+    world.connect();
+    let stream = quinn_proto::StreamId::new(quinn_proto::Side::Client, quinn_proto::Dir::Bi, 0);
+    let mut alice = world.session(ALICE).connection.recv_stream(stream);
+    alice.stop(quinn_proto::VarInt::from_u32(0)).unwrap();
+    world.send(ALICE, b"\0\0x");
+    world.run(SECOND);
+    assert!(down_reason(&world, BOB).unwrap().contains("stopped"));
 }

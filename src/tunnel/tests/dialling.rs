@@ -15,26 +15,26 @@ use crate::{
 const SECOND: Duration = Duration::from_secs(1);
 
 fn dial_error(world: &World) -> &DialError {
-    let failed = world.hosts[ALICE]
-        .events
-        .iter()
-        .find_map(|(_, event)| match event {
-            TunnelEvent::DialFailed { error, .. } => Some(error),
-            _ => None,
-        });
+    let failed = world.hosts[ALICE].events.iter().find_map(|(_, event)| {
+        if let TunnelEvent::DialFailed { error, .. } = event {
+            Some(error)
+        } else {
+            None
+        }
+    });
     failed.unwrap_or_else(|| panic!("{:?}", world.hosts[ALICE].events))
 }
 
 fn incoming_refused(world: &World) -> Option<(Option<String>, String)> {
-    world.hosts[BOB]
-        .events
-        .iter()
-        .find_map(|(_, event)| match event {
-            TunnelEvent::IncomingRefused {
-                presented, error, ..
-            } => Some((presented.clone(), error.clone())),
-            _ => None,
-        })
+    world.hosts[BOB].events.iter().find_map(|(_, event)| {
+        let TunnelEvent::IncomingRefused {
+            presented, error, ..
+        } = event
+        else {
+            return None;
+        };
+        Some((presented.clone(), error.clone()))
+    })
 }
 
 #[test]
@@ -101,6 +101,17 @@ fn greeting_costs_one_round_trip_more_than_the_handshake_and_retry_another() {
             "{up:?}"
         );
     }
+}
+
+#[test]
+fn what_the_acceptor_sends_first_is_not_lost_behind_ready() {
+    let mut world = World::new(13);
+    world.open(ALICE);
+    world.run_until_up(BOB, SECOND);
+    world.send(BOB, b"\0\0first");
+    assert_eq!(world.state(ALICE), TunnelState::Dialing);
+    world.run(SECOND);
+    assert_eq!(world.received(ALICE), ["\0\0first"]);
 }
 
 #[test]

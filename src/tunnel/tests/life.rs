@@ -16,9 +16,12 @@ const SECOND: Duration = Duration::from_secs(1);
 fn downs(world: &World, host: usize) -> Vec<&str> {
     let events = world.hosts[host].events.iter();
     events
-        .filter_map(|(_, event)| match event {
-            TunnelEvent::Down { reason, .. } => Some(reason.as_str()),
-            _ => None,
+        .filter_map(|(_, event)| {
+            if let TunnelEvent::Down { reason, .. } = event {
+                Some(reason.as_str())
+            } else {
+                None
+            }
         })
         .collect()
 }
@@ -195,12 +198,12 @@ fn live_flows_keep_an_idle_session_and_without_them_it_ends() {
 #[test]
 fn no_session_outlives_a_certificate() {
     let mut world = World::new(48);
-    let short = world.identities_of(&world.ca, "bob", 90 * SECOND);
+    let short = world.identities_of(&world.ca, "bob", 50 * SECOND);
     world.hosts[BOB] = world.host(BOB, world.settings(BOB), short);
     world.connect();
     world.live(ALICE, true);
     world.live(BOB, true);
-    world.run(85 * SECOND);
+    world.run(45 * SECOND);
     assert_eq!(world.state(ALICE), TunnelState::Up);
     world.run(6 * SECOND);
     assert_ne!(world.state(ALICE), TunnelState::Up);
@@ -211,6 +214,43 @@ fn no_session_outlives_a_certificate() {
     );
     world.run(60 * SECOND);
     assert_eq!(ups(&world, ALICE), 1);
+}
+
+#[test]
+fn a_rotated_identity_replaces_its_sessions_before_they_end() {
+    let mut world = World::new(54);
+    world.connect();
+    world.live(ALICE, true);
+    world.run(61 * SECOND);
+    let rotated = world.identities_of(&world.ca, "alice", 7_200 * SECOND);
+    let now = world.now;
+    let policy = policy(ALICE, &["alice", "bob"], "");
+    world.hosts[ALICE]
+        .tunnels
+        .handle_config(Arc::new(rotated), policy, now);
+    for _ in 0..10 {
+        world.send(ALICE, b"\0\0x");
+        world.run(SECOND / 10);
+    }
+    world.run(120 * SECOND);
+    assert_eq!(world.received(BOB).len(), 10);
+    assert_eq!((ups(&world, ALICE), downs(&world, ALICE).len()), (2, 0));
+    assert_eq!((ups(&world, BOB), downs(&world, BOB).len()), (2, 0));
+    assert_eq!(world.session(ALICE).own_not_after, EPOCH + 7_200);
+}
+
+#[test]
+fn a_host_that_goes_away_closes_every_session() {
+    let mut world = World::new(55);
+    world.connect();
+    let now = world.now;
+    world.hosts[BOB].tunnels.close("shutdown", now);
+    world.run(SECOND / 10);
+    assert_eq!(
+        downs(&world, ALICE),
+        ["the peer closed it: \"shutdown\" (0x100)"]
+    );
+    assert_eq!(world.state(ALICE), TunnelState::Idle);
 }
 
 #[test]
@@ -327,12 +367,13 @@ fn bulk_datagrams_arrive_whole_and_in_order_at_the_discovered_size() {
 fn a_control_capsule_passes_a_backlog_of_datagrams() {
     let mut world = World::with(53, |_, settings| settings.max_in_flight = 32 * 1024);
     world.connect();
+    world.run(5 * SECOND);
     let tunnel = world.tunnel(ALICE);
-    for _ in 0..800 {
-        world.hosts[ALICE]
-            .tunnels
-            .send(tunnel, Bytes::from(vec![0; 1_200]))
-            .unwrap();
+    // Datagrams that leave no room beside them in a packet.
+    let size = world.hosts[ALICE].tunnels.limits(tunnel).unwrap().inner + 2;
+    for _ in 0..700 {
+        let datagram = Bytes::from(vec![0; size]);
+        world.hosts[ALICE].tunnels.send(tunnel, datagram).unwrap();
     }
     let now = world.now;
     world.hosts[ALICE].tunnels.drain("bye", now);

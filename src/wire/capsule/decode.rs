@@ -32,14 +32,11 @@ pub(super) fn decode(kind: u64, value: &[u8]) -> Result<Capsule, CapsuleError> {
         },
         _ => return Ok(Capsule::Unknown { kind }),
     };
-    match &capsule {
-        Capsule::Hello(Hello { version, .. }) | Capsule::Ready { version, .. }
-            if *version != VERSION =>
-        {
-            Ok(capsule)
-        }
-        _ if fields.rest.is_empty() => Ok(capsule),
-        _ => Err(CapsuleError::Trailing { kind }),
+    let is_other_version = matches!(&capsule, Capsule::Hello(Hello { version, .. }) | Capsule::Ready { version, .. } if *version != VERSION);
+    if fields.rest.is_empty() || is_other_version {
+        Ok(capsule)
+    } else {
+        Err(CapsuleError::Trailing { kind })
     }
 }
 

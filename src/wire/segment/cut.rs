@@ -27,19 +27,15 @@ pub fn cut(
     batch: &mut DatagramBatch,
 ) -> Result<(), TooBig> {
     let parsed = Packet::new_checked(packet.bytes).map_err(|_| TooBig)?;
-    let before = batch.len();
-    let result = Cut {
+    let partial = packet.partial_checksum;
+    Cut {
         packet: parsed,
-        partial: packet.partial_checksum,
+        partial,
         limits,
         fragment_id,
         batch,
     }
-    .run(packet);
-    if result.is_err() {
-        batch.truncate(before);
-    }
-    result
+    .run(packet)
 }
 
 /// Completes the TCP or UDP checksum of a packet whose field holds only the pseudo-header sum.
@@ -133,7 +129,8 @@ impl Cut<'_> {
         Ok(())
     }
 
-    /// UDP: datagrams of `size` bytes of payload, which are what the sender wrote.
+    /// UDP: datagrams of `size` bytes of payload, which are what the sender wrote. None is larger than the first: it is
+    /// the first that fails, if any does.
     fn datagrams(self, size: usize) -> Result<(), TooBig> {
         let (headers, payload) = self
             .packet

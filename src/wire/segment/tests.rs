@@ -170,7 +170,7 @@ fn a_segment_that_does_not_fit_is_cut_again() {
 
 #[test]
 fn flags_go_where_they_belong() {
-    let flags = 0xff & !TcpFlags::RST;
+    let flags = !TcpFlags::RST;
     let packet = Tcp {
         flags,
         urgent: 1500,
@@ -449,7 +449,8 @@ fn a_wrong_checksum_passes_alone_and_unchanged() {
 
 #[test]
 fn a_gap_or_another_header_ends_a_super_packet() {
-    let changes: [fn(&mut Tcp); 8] = [
+    let changes: [fn(&mut Tcp); 9] = [
+        |tcp| tcp.urgent = 1,
         |tcp| tcp.sequence += 1,
         |tcp| tcp.sequence -= 10,
         |tcp| tcp.acknowledgment += 1,
@@ -478,6 +479,29 @@ fn a_gap_or_another_header_ends_a_super_packet() {
         packets[2].0[at] ^= bit;
         assert_eq!(counts(&join(&packets, false)), [20, 10]);
     }
+}
+
+#[test]
+fn time_stamps_of_one_super_packet_are_equal() {
+    let segment = |index: u32, stamp: u8| {
+        let options = vec![1, 1, 8, 10, 0, 0, 0, stamp, 0, 0, 0, 2];
+        let tcp = Tcp {
+            sequence: index * 10,
+            options,
+            payload: bytes(10),
+            ..Tcp::default()
+        };
+        (tcp.build(), false)
+    };
+    let frames = join(
+        &[segment(0, 1), segment(1, 1), segment(2, 2), segment(3, 2)],
+        false,
+    );
+    let lens: Vec<_> = frames
+        .iter()
+        .map(|frame| complete_frame(frame).len())
+        .collect();
+    assert_eq!(lens, [72, 72]);
 }
 
 #[test]
