@@ -4,6 +4,7 @@
 //! Usage: hostile-server CERTIFICATE.pem KEY.pem
 
 #![expect(clippy::print_stdout, reason = "an example talks")]
+#![expect(clippy::unwrap_used, reason = "a demo that cannot go on ends here")]
 
 #[path = "../tests/hostile/peer.rs"]
 #[expect(dead_code, reason = "the tests use the rest")]

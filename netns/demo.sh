@@ -43,6 +43,12 @@ within() {
   until "$@" >/dev/null 2>&1; do [ $SECONDS -lt $end ] || return 1; sleep 0.05; done
 }
 on() { ip netns exec "$@"; }
+# in_background HOST LOG COMMAND...: $! is the command's own process
+in_background() {
+  local host=$1 log=$2
+  shift 2
+  (exec ip netns exec "$host" "$@") >>"$log" 2>&1 &
+}
 
 # --- daemons, captures, questions ------------------------------------------------------------------------------
 identity() { # identity HOST ACCOUNT
@@ -59,7 +65,7 @@ metrics: null
 Y
 }
 start() { # start HOST: its daemon, until it is ready
-  on "$1" "$bin/identun" daemon --config "$1/daemon.yaml" >>"$1.log" 2>&1 &
+  in_background "$1" "$1.log" "$bin/identun" daemon --config "$1/daemon.yaml"
   echo $! >"$1.pid"
   within 10 status "$1" || fail "the daemon on $1 starts"
 }
@@ -67,21 +73,25 @@ status() { on "$1" "$bin/identun" status -o json --socket "$work/$1/admin.sock";
 kill_9() { kill -9 "$(cat "$1.pid")"; wait "$(cat "$1.pid")" 2>/dev/null || true; }
 
 capture() { # capture FILE: everything that the wire sees
-  on wire tcpdump -i any -Z root --immediate-mode -U -w "$1" 2>capture.log &
+  : >capture.log
+  in_background wire capture.log tcpdump -i any -Z root --immediate-mode -U -w "$1"
   capture=$!
   within 10 grep -q listening capture.log || fail 'the capture starts'
 }
 captured() { # ends the capture; what was queued is written first
   on wire ping -c1 -W1 $client4 >/dev/null || true
-  kill -INT "$capture"
+  kill -TERM "$capture"
   wait "$capture" 2>/dev/null || true
 }
 shows() { grep -qa "$1" "$2"; }
-# packets of a capture that are neither of the tunnel nor of neighbour discovery
+# Packets of a capture that are neither of the tunnel, nor of neighbour discovery, nor a closed port's word about a tunnel
+# packet (which quotes ciphertext).
 others() {
-  tcpdump -nr "$1" 'not udp port 15008 and not arp and not (icmp6 and ip6[40] >= 130) and not host 198.18.1.1' 2>/dev/null
+  tcpdump -nr "$1" 'not udp port 15008 and not arp and not host 198.18.1.1 and not (ip6 and ip6[6] = 58 and ip6[40] >= 130)
+    and not (icmp and icmp[0] = 3 and icmp[17] = 17 and (icmp[28:2] = 15008 or icmp[30:2] = 15008))
+    and not (ip6 and ip6[6] = 58 and ip6[40] = 1 and ip6[54] = 17 and (ip6[88:2] = 15008 or ip6[90:2] = 15008))' 2>>capture.log
 }
-only_tunnel() { [ -z "$(others "$1")" ] && [ -n "$(tcpdump -nr "$1" -c1 'udp port 15008' 2>/dev/null)" ]; }
+only_tunnel() { others=$(others "$1") && [ -z "$others" ] && [ -n "$(tcpdump -nr "$1" -c1 'udp port 15008' 2>/dev/null)" ]; }
 fetch() { # fetch HOST [CURL ARGUMENT...]: the page of the server
   local host=$1
   shift
@@ -121,10 +131,10 @@ chapter 'Hosts: client, server, naked and impostor, joined by a router that play
 "$topology" up
 echo "hello from the server, $marker" >www/index.html
 head -c 40000000 /dev/urandom >www/big
-on server python3 -m http.server 80 --bind :: --directory www >http.log 2>&1 &
-on server python3 -c 'import socket
+in_background server http.log python3 -m http.server 80 --bind :: --directory www
+in_background server dns.log python3 -c 'import socket
 s=socket.socket(socket.AF_INET6,socket.SOCK_DGRAM); s.bind(("::",53))
-while True: d,a=s.recvfrom(65535); s.sendto(d,a)' &
+while True: d,a=s.recvfrom(65535); s.sendto(d,a)'
 within 10 fetch client "http://$server4/" || fail 'the HTTP server starts'
 
 chapter '(a) No daemon: an ordinary request crosses the wire in plaintext'
@@ -206,8 +216,9 @@ claim 'the twin: the client still gets its page' fetch client "http://$server4/"
 
 chapter '(e) Ping, UDP and IPv6 cross too'
 capture e.pcap
-claim 'ping, IPv4' on client ping -qc2 -W2 $server4 >ping.log
-claim 'ping, IPv6' on client ping -qc2 -W2 $server6 >ping.log
+pings() { on client ping -qc2 -W2 "$1" >ping.log; }
+claim 'ping, IPv4' pings $server4
+claim 'ping, IPv6' pings $server6
 claim 'UDP, 4,000 bytes there and back' on client python3 -c '
 import socket,os
 s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.settimeout(5); d=os.urandom(4000)
@@ -249,7 +260,7 @@ ok 'the client says: does not hold the expected identity'
 kill_9 impostor
 kill_9 client
 on impostor "$bin/identun" down --config impostor/daemon.yaml >/dev/null
-on impostor "$bin/examples/hostile-server" impostor/impostor/impostor.pem impostor/impostor/impostor.key >hostile.log 2>&1 &
+in_background impostor hostile.log "$bin/examples/hostile-server" impostor/impostor/impostor.pem impostor/impostor/impostor.key
 within 10 grep -q listening hostile.log || fail 'the hostile server starts'
 : >client.log
 start client

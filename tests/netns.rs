@@ -1,5 +1,12 @@
 //! Ring 4: real TUNs, real kernels and captures of the wire, on hosts-in-namespaces. See `netns/topology.sh`.
 
+#![expect(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "tests of real hosts wait for them, talk, and fail by panicking"
+)]
+
 #[path = "netns/bad_luck.rs"]
 mod bad_luck;
 #[path = "netns/capture.rs"]

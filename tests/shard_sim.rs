@@ -1,5 +1,7 @@
 //! Ring 2: shards on a virtual clock, real TLS handshakes, smoltcp hosts, and an eavesdropper that keeps every byte.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "sim/host.rs"]
 mod host;
 #[path = "sim/world.rs"]
@@ -286,7 +288,7 @@ fn an_impostor_gets_no_inner_byte_and_both_ids_are_told() {
         Event::Tunnel(TunnelEvent::DialFailed { key, error, .. }) => {
             Some((key.clone(), error.clone()))
         }
-        _ => None,
+        Event::Engine(_) | Event::Tunnel(_) => None,
     });
     let (key, error) = failed.expect("the dial fails");
     assert_eq!(key.peer, id("b"));
@@ -411,4 +413,24 @@ fn ipv4(kind: u8, source: [u8; 4], destination: [u8; 4]) -> Vec<u8> {
         _ => packet.extend_from_slice(&[0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
     }
     packet
+}
+
+#[test]
+fn a_policy_that_turns_against_a_live_flow_ends_it() {
+    let mut world = pair(13);
+    let (client, server) = connect(&mut world, A, B, 40_000);
+    let data = payload(2_000);
+    assert_eq!(
+        transfer(&mut world, (0, client), (1, server), &data, SECOND * 5),
+        data
+    );
+    // Bob's mesh policy becomes `{}`: plaintext only, so no tunnel may reach his workloads any more.
+    let plaintext = mesh().replace("peers: [{ mtls: { mode: STRICT } }]", "");
+    world.configure(1, &plaintext, 2);
+    let ended = world.run_until(SECOND * 2, |world| {
+        let down = |event: &Event| matches!(event, Event::Tunnel(TunnelEvent::Down { .. }));
+        world.nodes.iter().all(|node| node.events.iter().any(down))
+    });
+    assert!(ended.is_some(), "the session lives on");
+    assert!(transfer(&mut world, (0, client), (1, server), &data, SECOND * 5).is_empty());
 }

@@ -34,7 +34,7 @@ fn a_daemon_that_cannot_run_says_why_and_changes_nothing() {
                 "policies/policy.yaml",
                 &STRICT.replace("mode: STRICT", "mode: STRIKT"),
             );
-            refuses(&rig, &[], 6, &["STRIKT", &format!("{policy}:9:13")]);
+            refuses(&rig, &[], 6, &["STRIKT", &format!("{policy}:8:13")]);
             rig.write("policies/policy.yaml", STRICT);
 
             // No right to administer the network.

@@ -78,12 +78,15 @@ fn an_authenticated_peer_that_lies_about_inner_addresses_delivers_nothing() {
             runtime.block_on(lie(socket, &credentials, &echoes[0]));
             let drops = &rig.status("server").unwrap()["drops"];
             for reason in ["foreign_source", "foreign_destination", "martian"] {
-                let told = LIES.iter().filter(|lie| lie.2 == reason).count();
-                assert_eq!(
-                    drops[reason].as_u64().unwrap_or(0),
-                    told as u64,
-                    "{reason}: {drops}"
-                );
+                let told = LIES.iter().filter(|lie| lie.2 == reason).count() as u64;
+                let counted = drops[reason].as_u64().unwrap_or(0);
+                // The kernel's own multicast reports on the device are martians too.
+                let holds = if reason == "martian" {
+                    counted >= told
+                } else {
+                    counted == told
+                };
+                assert!(holds, "{reason}: {drops}");
             }
             assert_eq!(
                 echoes[0].datagrams(),
@@ -91,7 +94,7 @@ fn an_authenticated_peer_that_lies_about_inner_addresses_delivers_nothing() {
                 "only the two honest packets arrive"
             );
             assert_eq!(echoes[1].datagrams() + echoes[2].datagrams(), 0);
-            control("client", &[NAKED_4, NAKED_6]);
+            control("client");
             capture.stop().assert_no_plaintext();
             println!("{} lies, none delivered: {drops}", LIES.len());
             drop(server);
@@ -179,7 +182,7 @@ fn a_client_refuses_whoever_cannot_prove_the_wanted_identity() {
             };
             wait_for("the log to name both identities", both_ids);
             assert!(inner.try_recv().is_err(), "an inner packet was sent");
-            control("client", &[NAKED_4, NAKED_6]);
+            control("client");
             capture.stop().assert_no_plaintext();
             drop(client);
         },

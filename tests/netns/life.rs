@@ -100,7 +100,7 @@ fn an_established_connection_survives_kill_9_of_either_daemon() {
                 server = rig.start("server");
                 exchange(&mut ends, OnlyClient);
             }
-            control("client", &[NAKED_4, NAKED_6]);
+            control("client");
             capture.stop().assert_no_plaintext();
             drop((server, client));
         },
@@ -215,7 +215,7 @@ fn a_forwarded_workload_gets_all_of_this_too() {
         for to in [CLIENT_4, CLIENT_6] {
             tcp_echo("server-workload", (to, PORT), PATIENCE).unwrap();
         }
-        control("client", &[NAKED_4, NAKED_6]);
+        control("client");
         capture.stop().assert_no_plaintext();
         // The workload may speak plaintext to the outside, which may not speak to it, also while the daemon is dead.
         tcp_echo("server-workload", (NAKED_4, 80), PATIENCE).unwrap();

@@ -15,6 +15,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
     capture::{CONTROL_PORT, MARKER},
+    mesh::{NAKED_4, NAKED_6},
     rig::{PATIENCE, in_namespace, spawn_in},
 };
 
@@ -120,15 +121,19 @@ pub(crate) fn ping(host: &str, to: &str) -> bool {
     })
 }
 
-/// The positive control: cleartext from `host` to `to`, which policy allows, on the port that captures know.
-pub(crate) fn control(host: &str, to: &[&str]) {
-    in_namespace(host, || {
-        for to in to {
-            connected(SocketAddr::new(to.parse().unwrap(), CONTROL_PORT))
-                .send(MARKER)
-                .unwrap();
-        }
+/// The positive control: cleartext from `host` to `naked`, both families, which policy allows, on the port that captures
+/// know. It arrives.
+pub(crate) fn control(host: &str) {
+    let sink = in_namespace("naked", || {
+        UdpSocket::bind((Ipv6Addr::UNSPECIFIED, CONTROL_PORT)).unwrap()
     });
+    sink.set_read_timeout(Some(PATIENCE)).unwrap();
+    for to in [NAKED_4, NAKED_6] {
+        let to = SocketAddr::new(to.parse().unwrap(), CONTROL_PORT);
+        in_namespace(host, || connected(to).send(MARKER).unwrap());
+        let mut received = [0; MARKER.len()];
+        assert_eq!(sink.recv(&mut received).unwrap(), MARKER.len());
+    }
 }
 
 fn connected(to: SocketAddr) -> UdpSocket {

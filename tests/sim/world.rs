@@ -357,7 +357,7 @@ impl World {
                 .reroutes
                 .get(&flying.to.ip())
                 .copied()
-                .unwrap_or(flying.to.ip());
+                .unwrap_or_else(|| flying.to.ip());
             if let Some(node) = self.nodes.iter_mut().find(|node| node.underlay == ip) {
                 let data = BytesMut::from(flying.data.as_slice());
                 let datagram = UnderlayDatagram {
