@@ -1,18 +1,21 @@
-//! Resets and ICMP errors that answer a packet which goes nowhere.
+//! Resets and ICMP errors that answer a packet which goes nowhere, emitted by smoltcp.
 //!
 //! An answer's source is the packet's destination, so that it passes reverse-path filters. There is none about ICMP
 //! errors, non-first fragments, and packets from or to anything but one host (RFC 1122 §3.2.2, RFC 4443 §2.4 (e)).
 
 use std::net::IpAddr;
 
-use crate::wire::{
-    checksum,
-    field::{get32, put16, put32},
-    packet::{
-        ICMP_HEADER, IPV4_HEADER, IPV6_HEADER, Packet, TCP_HEADER, TcpFlags, address_bytes,
-        put_ip_len,
+use smoltcp::{
+    phy::ChecksumCapabilities,
+    wire::{
+        Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, Icmpv6DstUnreachable, Icmpv6Message,
+        Icmpv6Packet, IpProtocol, IpRepr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber,
     },
-    protocol,
+};
+
+use crate::wire::{
+    field::get32,
+    packet::{ICMP_HEADER, IPV4_HEADER, IPV6_HEADER, Packet},
 };
 
 /// The longest ICMP error (RFC 1812 §4.3.2.3).
@@ -29,89 +32,121 @@ pub fn reset(packet: &Packet<'_>) -> Option<Vec<u8>> {
         return None;
     }
     let segment = packet.transport();
-    let (sequence, acknowledgment, bits) = if flags.is_ack() {
-        (get32(segment, 8)?, 0, TcpFlags::RST)
+    let (sequence, acknowledgment) = if flags.is_ack() {
+        (get32(segment, 8)?, None)
     } else {
         // What the whole segment took of sequence space cannot be told from a fragment of it.
         packet.fragment().is_none().then_some(())?;
         let payload = packet.bytes().len().checked_sub(packet.payload_offset())?;
         let taken =
             u32::try_from(payload).ok()? + u32::from(flags.is_syn()) + u32::from(flags.is_fin());
-        (
-            0,
-            get32(segment, 4)?.wrapping_add(taken),
-            TcpFlags::RST | TcpFlags::ACK,
-        )
+        (0, Some(get32(segment, 4)?.wrapping_add(taken)))
     };
     let tuple = packet.five_tuple();
-    let mut tcp = [0; TCP_HEADER];
-    put16(&mut tcp, 0, tuple.destination_port);
-    put16(&mut tcp, 2, tuple.source_port);
-    put32(&mut tcp, 4, sequence);
-    put32(&mut tcp, 8, acknowledgment);
-    // Five words of header, then the flags.
-    put16(&mut tcp, 12, 0x5000 | u16::from(bits));
-    let mut answer = answer_to(packet, protocol::TCP, &[&tcp]);
-    let ip_header = answer.len() - TCP_HEADER;
-    let (ip, segment) = answer.split_at_mut_checked(ip_header)?;
-    checksum::put_complete(segment, address_bytes(ip), protocol::TCP);
-    Some(answer)
+    let reset = TcpRepr {
+        src_port: tuple.destination_port,
+        dst_port: tuple.source_port,
+        control: TcpControl::Rst,
+        seq_number: sequence_number(sequence),
+        ack_number: acknowledgment.map(sequence_number),
+        window_len: 0,
+        window_scale: None,
+        max_seg_size: None,
+        sack_permitted: false,
+        sack_ranges: [None; 3],
+        timestamp: None,
+        payload: &[],
+    };
+    answer_to(packet, IpProtocol::Tcp, reset.buffer_len(), |answer, ip| {
+        let (source, destination) = (ip.src_addr(), ip.dst_addr());
+        let mut segment = TcpPacket::new_unchecked(answer);
+        reset.emit(
+            &mut segment,
+            &source,
+            &destination,
+            &ChecksumCapabilities::default(),
+        );
+    })
 }
 
 /// Administratively prohibited: ICMP 3/13 or ICMPv6 1/1. `None` where no error may be sent.
 pub fn prohibited(packet: &Packet<'_>) -> Option<Vec<u8>> {
-    error(packet, [(3, 13), (1, 1)], 0)
+    let icmpv4 = (
+        Icmpv4Message::DstUnreachable,
+        Icmpv4DstUnreachable::CommProhibited.into(),
+    );
+    let icmpv6 = (
+        Icmpv6Message::DstUnreachable,
+        Icmpv6DstUnreachable::AdminProhibit.into(),
+    );
+    error(packet, icmpv4, icmpv6, 0)
 }
 
 /// Host or address unreachable: ICMP 3/1 or ICMPv6 1/3. `None` where no error may be sent.
 pub fn unreachable_host(packet: &Packet<'_>) -> Option<Vec<u8>> {
-    error(packet, [(3, 1), (1, 3)], 0)
+    let icmpv4 = (
+        Icmpv4Message::DstUnreachable,
+        Icmpv4DstUnreachable::HostUnreachable.into(),
+    );
+    let icmpv6 = (
+        Icmpv6Message::DstUnreachable,
+        Icmpv6DstUnreachable::AddrUnreachable.into(),
+    );
+    error(packet, icmpv4, icmpv6, 0)
 }
 
 /// Fragmentation needed, ICMP 3/4, or packet too big, ICMPv6 2/0, with the `mtu` in bytes. `None` where no error may be
 /// sent.
 pub fn too_big(packet: &Packet<'_>, mtu: u16) -> Option<Vec<u8>> {
-    // Both put it into the low half of the word after the checksum (RFC 1191 §4, RFC 4443 §3.2).
-    error(packet, [(3, 4), (2, 0)], u32::from(mtu))
+    let icmpv4 = (
+        Icmpv4Message::DstUnreachable,
+        Icmpv4DstUnreachable::FragRequired.into(),
+    );
+    error(packet, icmpv4, (Icmpv6Message::PktTooBig, 0), mtu)
 }
 
-/// `kinds`: type and code in ICMP and in ICMPv6.
-fn error(packet: &Packet<'_>, kinds: [(u8, u8); 2], word: u32) -> Option<Vec<u8>> {
+/// An ICMP error with its type and code in either version. The `mtu` stands in the low half of the word after the
+/// checksum in both (RFC 1191 §4, RFC 4443 §3.2), which is unused, 0, in the errors without one.
+fn error(
+    packet: &Packet<'_>,
+    icmpv4: (Icmpv4Message, u8),
+    icmpv6: (Icmpv6Message, u8),
+    mtu: u16,
+) -> Option<Vec<u8>> {
     let is_first = packet
         .fragment()
         .is_none_or(|fragment| fragment.offset == 0);
     if packet.is_icmp_error() || !is_first || !is_between_hosts(packet) {
         return None;
     }
-    let [icmpv4, icmpv6] = kinds;
-    let (protocol, (kind, code), room) = if packet.is_ipv6() {
-        (
-            protocol::ICMPV6,
-            icmpv6,
-            MAX_ICMPV6 - IPV6_HEADER - ICMP_HEADER,
-        )
+    let (protocol, room) = if packet.is_ipv6() {
+        (IpProtocol::Icmpv6, MAX_ICMPV6 - IPV6_HEADER - ICMP_HEADER)
     } else {
-        (
-            protocol::ICMP,
-            icmpv4,
-            MAX_ICMPV4 - IPV4_HEADER - ICMP_HEADER,
-        )
+        (IpProtocol::Icmp, MAX_ICMPV4 - IPV4_HEADER - ICMP_HEADER)
     };
     let bytes = packet.bytes();
     let quote = bytes.get(..room).unwrap_or(bytes);
-    let mut header = [kind, code, 0, 0, 0, 0, 0, 0];
-    put32(&mut header, 4, word);
-    let mut answer = answer_to(packet, protocol, &[&header, quote]);
-    let at = answer.len() - ICMP_HEADER - quote.len();
-    let (ip, message) = answer.split_at_mut_checked(at)?;
-    let pseudo = if packet.is_ipv6() {
-        checksum::pseudo_header(address_bytes(ip), protocol, message.len())
-    } else {
-        0
-    };
-    let sum = checksum::combine(pseudo, checksum::sum(message));
-    put16(message, 2, !sum);
-    Some(answer)
+    answer_to(packet, protocol, ICMP_HEADER + quote.len(), |answer, ip| {
+        if let Some((_, body)) = answer.split_at_mut_checked(ICMP_HEADER) {
+            body.copy_from_slice(quote);
+        }
+        match ip {
+            IpRepr::Ipv4(_) => {
+                let mut message = Icmpv4Packet::new_unchecked(answer);
+                message.set_msg_type(icmpv4.0);
+                message.set_msg_code(icmpv4.1);
+                message.set_echo_seq_no(mtu);
+                message.fill_checksum();
+            }
+            IpRepr::Ipv6(ip) => {
+                let mut message = Icmpv6Packet::new_unchecked(answer);
+                message.set_msg_type(icmpv6.0);
+                message.set_msg_code(icmpv6.1);
+                message.set_pkt_too_big_mtu(mtu.into());
+                message.fill_checksum(&ip.src_addr, &ip.dst_addr);
+            }
+        }
+    })
 }
 
 /// Tells whether source and destination are one host each, as far as the addresses say.
@@ -127,31 +162,24 @@ fn is_between_hosts(packet: &Packet<'_>) -> bool {
         })
 }
 
-/// An IP packet from the packet's destination to its source.
-fn answer_to(packet: &Packet<'_>, protocol: u8, parts: &[&[u8]]) -> Vec<u8> {
-    let payload: usize = parts.iter().map(|part| part.len()).sum();
-    let mut answer = Vec::with_capacity(IPV6_HEADER + payload);
-    match (packet.destination(), packet.source()) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            // Length and checksum follow; DF, as Linux sets it on its own answers.
-            answer.extend_from_slice(&[0x45, 0, 0, 0, 0, 0, 0x40, 0, HOP_LIMIT, protocol, 0, 0]);
-            answer.extend_from_slice(&source.octets());
-            answer.extend_from_slice(&destination.octets());
-        }
-        (source, destination) => {
-            answer.extend_from_slice(&[0x60, 0, 0, 0, 0, 0, protocol, HOP_LIMIT]);
-            for address in [source, destination] {
-                if let IpAddr::V6(address) = address {
-                    answer.extend_from_slice(&address.octets());
-                }
-            }
-        }
-    }
-    for part in parts {
-        answer.extend_from_slice(part);
-    }
-    put_ip_len(&mut answer);
-    answer
+/// An IP packet from the packet's destination to its source, with `len` bytes that `emit` fills.
+fn answer_to(
+    packet: &Packet<'_>,
+    protocol: IpProtocol,
+    len: usize,
+    emit: impl FnOnce(&mut [u8], &IpRepr),
+) -> Option<Vec<u8>> {
+    let (source, destination) = (packet.destination().into(), packet.source().into());
+    let ip = IpRepr::new(source, destination, protocol, len, HOP_LIMIT);
+    let mut answer = vec![0; ip.buffer_len()];
+    ip.emit(&mut answer, &ChecksumCapabilities::default());
+    emit(answer.get_mut(ip.header_len()..)?, &ip);
+    Some(answer)
+}
+
+/// smoltcp's form of a sequence number: the same 32 bits, signed.
+const fn sequence_number(number: u32) -> TcpSeqNumber {
+    TcpSeqNumber(number.cast_signed())
 }
 
 #[cfg(test)]
@@ -166,6 +194,7 @@ mod tests {
 
     use super::*;
     use crate::wire::sample::{self, Tcp};
+    use crate::wire::{packet::TcpFlags, protocol};
 
     type Build = fn(&Packet<'_>) -> Option<Vec<u8>>;
     const BUILDERS: [Build; 3] = [prohibited, unreachable_host, |packet| too_big(packet, 1280)];
