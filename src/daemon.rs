@@ -9,6 +9,7 @@ pub mod control;
 pub mod events;
 pub mod log;
 pub mod render;
+pub mod repeats;
 pub mod run;
 pub mod serve;
 pub mod settings;

@@ -5,13 +5,14 @@
 use std::{
     collections::{HashMap, VecDeque},
     fmt::Write,
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    daemon::clock::unix_millis,
+    daemon::{clock::unix_millis, repeats::Repeats},
     engine::{EngineEvent, Opener},
     metrics::Metrics,
     policy::{Compiled, EgressDecision, Why},
@@ -21,6 +22,9 @@ use crate::{
     wire::{DropReason, FiveTuple, flow::protocol},
 };
 
+/// Log targets: what `IDENTUN_LOG=info,identun::tunnel=warn` and the like may rely on.
+const FLOW: &str = "identun::flow";
+const TUNNEL: &str = "identun::tunnel";
 /// How many events are kept.
 const KEPT: usize = 256;
 /// How many open TCP connections are remembered for their closing count.
@@ -98,6 +102,7 @@ pub struct EventLog {
 struct Inner {
     records: VecDeque<Record>,
     connections: HashMap<FiveTuple, (Opener, TunnelKey)>,
+    repeats: Repeats,
 }
 
 impl EventLog {
@@ -132,10 +137,10 @@ impl EventLog {
                 fields.extend(why.iter().flat_map(|why| why_fields(why)));
                 let record = Record::new("dropped", &fields);
                 if *reason == DropReason::Loop {
-                    tracing::error!(flow = %tuple, "a tunnel packet of our own came out of the TUN; stopped it");
+                    tracing::error!(target: FLOW, flow = %tuple, "a tunnel packet of our own came out of the TUN; stopped it");
                 }
                 tracing::warn!(
-                    flow = %tuple, reason = %reason, why = record.field("why"), rule = record.field("rule"),
+                    target: FLOW, flow = %tuple, reason = %reason, why = record.field("why"), rule = record.field("rule"),
                     mode_rule = record.field("mode_rule"), "packet refused"
                 );
                 self.push(record);
@@ -203,16 +208,28 @@ impl EventLog {
                         ("peer_not_after", peer_not_after.to_string()),
                     ],
                 );
+                self.lock().repeats.forget(&subject(key));
                 tracing::info!(
-                    local = %key.local, peer = %key.peer, gateway = %key.gateway, remote = %remote,
+                    target: TUNNEL, local = %key.local, peer = %key.peer, gateway = %key.gateway, remote = %remote,
                     role = record.field("role"), version, cipher = record.field("cipher"),
                     group = record.field("group"), "tunnel up"
                 );
                 self.push(record);
             }
-            TunnelEvent::Down { reason, .. } => {
-                let record = Record::new("tunnel_down", &[("reason", reason.clone())]);
-                tracing::info!(reason = record.field("reason"), "tunnel down");
+            TunnelEvent::Down { key, reason, .. } => {
+                let record = Record::new(
+                    "tunnel_down",
+                    &[
+                        ("local", key.local.to_string()),
+                        ("peer", key.peer.to_string()),
+                        ("gateway", key.gateway.to_string()),
+                        ("reason", reason.clone()),
+                    ],
+                );
+                tracing::info!(
+                    target: TUNNEL, local = %key.local, peer = %key.peer, gateway = %key.gateway,
+                    reason = record.field("reason"), "tunnel down"
+                );
                 self.push(record);
             }
             TunnelEvent::DialFailed { key, error, .. } => self.dial_failed(key, error),
@@ -220,23 +237,7 @@ impl EventLog {
                 remote,
                 presented,
                 error,
-            } => {
-                self.metrics.count_handshake("incoming_refused");
-                let presented = presented.clone().unwrap_or_else(|| "nothing".into());
-                let record = Record::new(
-                    "incoming_refused",
-                    &[
-                        ("remote", remote.to_string()),
-                        ("presented", presented),
-                        ("error", error.clone()),
-                    ],
-                );
-                tracing::warn!(
-                    remote = %remote, presented = record.field("presented"), error = record.field("error"),
-                    "peer refused"
-                );
-                self.push(record);
-            }
+            } => self.incoming_refused(*remote, presented.as_deref(), error),
             TunnelEvent::FlowRefused { refused, .. } => {
                 let record = Record::new(
                     "flow_refused",
@@ -247,7 +248,7 @@ impl EventLog {
                     ],
                 );
                 tracing::warn!(
-                    flow = %refused.tuple, code = record.field("code"), reason = record.field("reason"),
+                    target: FLOW, flow = %refused.tuple, code = record.field("code"), reason = record.field("reason"),
                     "the peer refused a flow"
                 );
                 self.push(record);
@@ -257,46 +258,80 @@ impl EventLog {
 
     /// Names whom we dialled, whom we wanted, who answered, and what became of the traffic (cli.md 11).
     fn dial_failed(&self, key: &TunnelKey, error: &DialError) {
-        let mut fields = vec![
-            ("dialled", key.gateway.to_string()),
-            ("local", key.local.to_string()),
-            ("expected", key.peer.to_string()),
-            ("error", chain(error)),
-            (
-                "traffic",
-                "no inner byte was sent; waiting packets were dropped".into(),
-            ),
-        ];
-        let result = match error {
+        let (result, presented, issuer, reason) = match error {
             DialError::Verify {
                 error,
                 presented,
                 issuer,
             } => {
                 self.metrics.count_verify_failure(error.as_str());
-                fields.push((
-                    "presented",
-                    presented
-                        .clone()
-                        .unwrap_or_else(|| "no valid identity".into()),
-                ));
-                fields.push(("issuer", issuer.clone().unwrap_or_default()));
-                error.as_str()
+                let presented = presented.as_deref().unwrap_or("no valid identity");
+                let issuer = issuer.as_deref().unwrap_or_default();
+                (error.as_str(), presented, issuer, chain(error))
             }
-            DialError::NoIdentity => "no_identity",
-            DialError::Unreachable { .. } => "unreachable",
-            DialError::PeerClosed { .. } => "peer_closed",
-            DialError::Refused { .. } => "refused",
+            DialError::NoIdentity => ("no_identity", "", "", chain(error)),
+            DialError::Unreachable { .. } => ("unreachable", "", "", chain(error)),
+            DialError::PeerClosed { .. } => ("peer_closed", "", "", chain(error)),
+            DialError::Refused { .. } => ("refused", "", "", chain(error)),
         };
         self.metrics.count_handshake(result);
-        fields.push(("result", result.into()));
-        let record = Record::new("dial_failed", &fields);
+        let Some(repeated) = self.note_repeat(&subject(key), &reason) else {
+            return;
+        };
+        let record = Record::new(
+            "dial_failed",
+            &[
+                ("dialled", key.gateway.to_string()),
+                ("local", key.local.to_string()),
+                ("expected", key.peer.to_string()),
+                ("presented", presented.to_owned()),
+                ("issuer", issuer.to_owned()),
+                ("result", result.to_owned()),
+                ("reason", reason),
+                ("traffic", "no inner byte was sent".into()),
+                ("repeated", repeated),
+            ],
+        );
         tracing::warn!(
-            dialled = %key.gateway, local = %key.local, expected = %key.peer,
-            presented = record.field("presented"), issuer = record.field("issuer"), result,
-            error = record.field("error"), traffic = record.field("traffic"), "dial failed"
+            target: TUNNEL, dialled = %key.gateway, local = %key.local, expected = %key.peer,
+            presented = record.field("presented"), issuer = record.field("issuer"),
+            reason = record.field("reason"), traffic = record.field("traffic"), repeated = record.field("repeated"),
+            "dial failed"
         );
         self.push(record);
+    }
+
+    /// Strangers may knock as often as they like: one line a minute for each address and reason.
+    fn incoming_refused(&self, remote: SocketAddr, presented: Option<&str>, error: &str) {
+        self.metrics.count_handshake("incoming_refused");
+        let subject = format!("incoming {}", remote.ip());
+        let Some(repeated) = self.note_repeat(&subject, error) else {
+            return;
+        };
+        let record = Record::new(
+            "incoming_refused",
+            &[
+                ("remote", remote.to_string()),
+                ("presented", presented.unwrap_or("nothing").to_owned()),
+                ("reason", error.to_owned()),
+                ("repeated", repeated),
+            ],
+        );
+        tracing::warn!(
+            target: TUNNEL, %remote, presented = record.field("presented"), reason = record.field("reason"),
+            repeated = record.field("repeated"), "peer refused"
+        );
+        self.push(record);
+    }
+
+    /// How often this happened untold since it was last told (empty for never); `None` while it is not to be told.
+    fn note_repeat(&self, subject: &str, reason: &str) -> Option<String> {
+        let untold = self.lock().repeats.note(subject, reason, unix_millis())?;
+        Some(if untold == 0 {
+            String::new()
+        } else {
+            untold.to_string()
+        })
     }
 
     fn push(&self, record: Record) {
@@ -310,6 +345,11 @@ impl EventLog {
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A tunnel, for counting its failures.
+fn subject(key: &TunnelKey) -> String {
+    format!("{} {} {}", key.local, key.peer, key.gateway)
 }
 
 /// Whose flow it is: the registry knows, and asking it needs no table of tunnels.
@@ -432,11 +472,15 @@ mod tests {
             issuer: Some("CN=ca".into()),
         };
         let id = KeyTable::default().id(&key());
-        log.handle_tunnel(&TunnelEvent::DialFailed {
+        let event = TunnelEvent::DialFailed {
             id,
             key: key(),
             error,
-        });
+        };
+        log.handle_tunnel(&event);
+        // The same again is counted by the metrics, and told later.
+        log.handle_tunnel(&event);
+        assert_eq!(log.records().len(), 1);
         let record = log.records().remove(0);
         assert_eq!(record.kind, "dial_failed");
         let text = record.text();
@@ -445,13 +489,14 @@ mod tests {
             "expected=spiffe://td/ns/default/sa/b",
             "presented=spiffe://td/ns/default/sa/impostor",
             "issuer=CN=ca",
+            "reason=\"expected spiffe://td/ns/default/sa/b, but",
             "no inner byte was sent",
         ] {
             assert!(text.contains(wanted), "{wanted} is not in {text}");
         }
         let exposition = metrics.encode();
         assert!(
-            exposition.contains("identun_peer_verify_failures_total{reason=\"wrong_identity\"} 1"),
+            exposition.contains("identun_peer_verify_failures_total{reason=\"wrong_identity\"} 2"),
             "{exposition}"
         );
     }
@@ -463,6 +508,7 @@ mod tests {
         for number in 0..300 {
             log.handle_tunnel(&TunnelEvent::Down {
                 id,
+                key: key(),
                 reason: number.to_string(),
             });
         }

@@ -116,6 +116,8 @@ pub enum TunnelEvent {
     Down {
         /// The tunnel.
         id: TunnelId,
+        /// Its key.
+        key: TunnelKey,
         /// Why its session ended.
         reason: String,
     },

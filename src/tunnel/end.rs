@@ -217,11 +217,13 @@ impl Tunnels {
                 }
             }
         }
+        let key = tunnel.key.clone();
         self.arm(id);
         self.choose(id);
         if last {
             self.event(TunnelEvent::Down {
                 id,
+                key,
                 reason: reason.to_owned(),
             });
         }
