@@ -10,6 +10,7 @@
 #        topology.sh up                 make the hosts (inside `enter`)
 #        topology.sh workload HOST      add a host `HOST-workload` behind HOST: 198.18.1X.2 and fd00:1X::2
 #        topology.sh reroute HOST TO    the wire leads HOST's addresses to TO, which takes them on its loopback
+#        topology.sh unroute HOST TO    undo that
 set -eu
 
 hosts='client server naked impostor'
@@ -27,7 +28,12 @@ enter() {
   local user=
   [ "$(id -u)" = 0 ] || user='--user --map-root-user'
   # shellcheck disable=SC2086 # words
-  exec unshare $user --mount --net --pid --fork --kill-child --mount-proc "$0" inside "$@"
+  unshare $user --mount --net --pid --fork true || {
+    echo 'topology: cannot make namespaces here: be root, or a user who may make user namespaces' >&2
+    exit 4
+  }
+  # shellcheck disable=SC2086 # words
+  exec unshare $user --mount --net --pid --fork --kill-child --mount-proc bash "$0" inside "$@"
 }
 
 inside() {
@@ -100,14 +106,23 @@ reroute() {
   ip -n "$2" -6 addr add "fd00:$from::2/128" dev lo nodad
 }
 
+unroute() {
+  local from to
+  from=$(number "$1") to=$(number "$2")
+  ip -n wire route del "198.18.$from.2/32" via "198.18.$to.2"
+  ip -n wire -6 route del "fd00:$from::2/128" via "fd00:$to::2"
+  ip -n "$2" addr del "198.18.$from.2/32" dev lo
+  ip -n "$2" -6 addr del "fd00:$from::2/128" dev lo
+}
+
 case ${1:-} in
-  enter | inside | up | workload | reroute)
+  enter | inside | up | workload | reroute | unroute)
     command=$1
     shift
     "$command" "$@"
     ;;
   *)
-    sed -n 's/^# \{0,1\}//; 2,13p' "$0"
+    sed -n 's/^# \{0,1\}//; 2,14p' "$0"
     exit 2
     ;;
 esac
