@@ -85,12 +85,12 @@ impl std::error::Error for Failure {}
 #[command(
     name = "identun",
     version,
-    max_term_width = 100,
+    max_term_width = 80,
     after_help = "\
 Examples:
-  identun                                     health, tunnels, flows, identities
-  identun check --config daemon.yaml          are the files right?
-  identun explain 10.0.0.1 10.0.0.2:80        captured? encrypted? who may answer?"
+  identun                                 health, tunnels, flows, identities
+  identun check --config daemon.yaml      are the files right?
+  identun explain 10.0.0.1 10.0.0.2:80    captured? encrypted? who may answer?"
 )]
 struct Arguments {
     /// Admin socket of the daemon
@@ -255,7 +255,7 @@ mod tests {
                 "{path}: {examples}"
             );
             for line in examples.lines() {
-                assert!(line.len() <= 100, "{path}: {line}");
+                assert!(line.len() <= 80, "{path}: {line}");
             }
             command
                 .get_subcommands()

@@ -93,6 +93,46 @@ fn the_readme_s_files_pass_check() {
     );
     assert!(text.contains("exempt    tcp/22"), "{text}");
     assert!(text.contains("3 files checked: 0 errors"), "{text}");
+    assert!(
+        !text.contains("info[") && text.contains("notes (--verbose shows them)"),
+        "{text}"
+    );
+    let output = identun(
+        dir.path(),
+        &["check", "--verbose", "--config", "daemon.yaml"],
+    );
+    assert!(
+        stdout(&output).contains("info[IDT0462]: a MeshPolicy belongs"),
+        "{}",
+        stdout(&output)
+    );
+}
+
+/// What the README tells a newcomer to type, typed.
+#[test]
+fn the_readme_s_commands_make_files_that_pass_check() {
+    let readme = include_str!("../README.md");
+    let (_, block) = readme.split_once("\nA=10.0.0.1").unwrap();
+    let (block, _) = block.split_once("```").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+    std::os::unix::fs::symlink(config, dir.path().join("config")).unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_identun")).parent().unwrap();
+    let path = format!("{}:/usr/bin:/bin", program.display());
+    let output = Command::new("bash")
+        .args(["-euc", &format!("A=10.0.0.1{block}")])
+        .current_dir(dir.path())
+        .env("PATH", path)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    for host in ["client", "server"] {
+        let output = identun(
+            &dir.path().join(host),
+            &["check", "--config", "daemon.yaml"],
+        );
+        assert_eq!(code(&output), 0, "{}", stdout(&output));
+    }
 }
 
 #[test]
@@ -102,6 +142,52 @@ fn shipped_configuration_is_the_defaults() {
     let settings: identun::daemon::settings::Settings =
         identun::policy::load::parse_settings(&file).unwrap();
     assert_eq!(settings, identun::daemon::settings::Settings::default());
+}
+
+/// The names of the settings in `section` (empty: of the whole file), as the parser itself lists them.
+fn settings_of(section: &str) -> Vec<String> {
+    let text = match section {
+        "" => r#"{"?": 0}"#.to_owned(),
+        section => format!(r#"{{"{section}": {{"?": 0}}}}"#),
+    };
+    let error = serde_json::from_str::<identun::daemon::settings::Settings>(&text).unwrap_err();
+    let error = error.to_string();
+    let (_, names) = error.split_once("expected ").unwrap();
+    let names = names.split('`').skip(1).step_by(2);
+    names.map(ToOwned::to_owned).collect()
+}
+
+#[test]
+fn shipped_configuration_has_every_setting() {
+    let shipped = include_str!("../config/daemon.yaml");
+    let lines: Vec<_> = shipped.lines().collect();
+    let sections = [
+        "", "listen", "tun", "marks", "routing", "metrics", "log", "limits",
+    ];
+    for section in sections {
+        let names = settings_of(section);
+        assert!(names.len() > usize::from(section != "metrics"), "{section}");
+        let (start, indent) = match section {
+            "" => (0, ""),
+            section => {
+                let head = format!("{section}:");
+                (
+                    lines.iter().position(|line| *line == head).unwrap() + 1,
+                    "  ",
+                )
+            }
+        };
+        for name in names {
+            let setting = format!("{indent}{name}:");
+            let here = lines[start..]
+                .iter()
+                .take_while(|line| section.is_empty() || line.starts_with(' '));
+            assert!(
+                here.clone().any(|line| line.starts_with(&setting)),
+                "config/daemon.yaml does not name {section} {name}"
+            );
+        }
+    }
 }
 
 #[test]
@@ -238,7 +324,7 @@ fn explain_tells_rule_and_place() {
         "may answer  spiffe://cluster.local/ns/default/sa/server",
         "gateway     10.0.0.2:15008",
         "DestinationRule istio-system/default (policies.d/strict.yaml:",
-        "STRICT, MeshPolicy",
+        "server      STRICT\n            MeshPolicy default (policies.d/strict.yaml:",
     ] {
         assert!(text.contains(wanted), "{wanted} is not in\n{text}");
     }
@@ -248,6 +334,26 @@ fn explain_tells_rule_and_place() {
         1
     );
     assert_eq!(explain(&["10.0.0.1", "nonsense"]).0, 2);
+    // The reverse direction is decided by the other host, as far as these files tell.
+    let (code, text) = explain(&["10.0.0.2", "10.0.0.1:80"]);
+    assert_eq!(code, 0, "{text}");
+    assert!(
+        text.contains("captured    no: the source is not on this host"),
+        "{text}"
+    );
+    assert!(text.contains("encrypted   yes"), "{text}");
+    // A stranger is refused, and a refusal is the answer no.
+    let (code, text) = explain(&["192.0.2.9", "10.0.0.1:80"]);
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("source      not in the registry"), "{text}");
+    assert!(
+        text.contains("outcome     refused by the server's host"),
+        "{text}"
+    );
+    assert!(
+        text.contains("client      not in the mesh: sends plaintext"),
+        "{text}"
+    );
     let (code, text) = explain(&["10.0.0.9", "10.0.0.1:22"]);
     assert!(code == 0 && text.contains("exempt "), "{text}");
 }
@@ -301,9 +407,18 @@ fn usage_errors_are_exit_code_2_and_help_is_0() {
         )),
         2
     );
-    let help = identun(dir.path(), &["check", "--help"]);
-    assert_eq!(code(&help), 0);
-    assert!(stdout(&help).contains("Examples:"));
+    let commands =
+        "|ca|ca init|ca issue|ca show|check|daemon|demo|down|explain|reload|status|version";
+    for command in commands.split('|') {
+        let arguments: Vec<_> = command.split_whitespace().chain(["--help"]).collect();
+        let help = identun(dir.path(), &arguments);
+        assert_eq!(code(&help), 0);
+        let text = stdout(&help);
+        assert!(text.contains("Examples:"), "{command}: {text}");
+        for line in text.lines() {
+            assert!(line.chars().count() <= 80, "{command}: {line}");
+        }
+    }
     let version = identun(dir.path(), &["version", "-o", "json"]);
     assert!(
         stdout(&version).contains("\"apiVersion\": \"identun.io/v1\""),

@@ -686,7 +686,7 @@ fn ingress_follows_the_mode_and_names_its_rule() {
         };
         assert_eq!(
             why.mode_rule.as_ref().unwrap().to_string(),
-            "MeshPolicy /default (mesh.yaml:10:1)"
+            "MeshPolicy default (mesh.yaml:10:1)"
         );
     }
     let IngressDecision::Refuse { reason, code, .. } = ask(Mode::Disable) else {

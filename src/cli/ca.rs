@@ -57,7 +57,7 @@ Examples:
     #[command(after_help = "\
 Examples:
   identun ca issue spiffe://cluster.local/ns/default/sa/web --dir ca --out web
-  identun ca issue spiffe://cluster.local/ns/db/sa/db --dir ca --out db --valid-for 24h")]
+  identun ca issue spiffe://prod.example/ns/db/sa/db --dir ca --out db")]
     Issue {
         /// The identity, within the CA's trust domain
         id: SpiffeId,
@@ -138,7 +138,7 @@ fn init(
     store::write_new(&certificate_path(dir), pem.certificate.as_bytes(), 0o644)?;
     writeln!(
         out,
-        "CA of {domain}: {} (give it to others), {} (keep it secret)",
+        "CA of {domain}\n  certificate  {} (give it to others)\n  key          {} (keep it secret)",
         certificate_path(dir).display(),
         key_path(dir).display()
     )?;
@@ -177,7 +177,7 @@ fn issue(
     let until = timestamp(now.saturating_add(valid_for.as_secs()));
     writeln!(
         out,
-        "{id}, until {until}: {}, {}, {}",
+        "{id}\n  until        {until}\n  certificate  {}\n  key          {}\n  bundle       {}",
         file("pem").display(),
         file("key").display(),
         bundle.display()
@@ -241,7 +241,9 @@ fn print(file: &Path, certificate: &Description, out: &mut dyn Write) -> std::io
             .map(|len| format!(", path length {len}"))
             .unwrap_or_default()
     )?;
-    writeln!(out, "  subject   {subject}")?;
+    if !subject.is_empty() {
+        writeln!(out, "  subject   {subject}")?;
+    }
     writeln!(out, "  issuer    {issuer}")?;
     writeln!(out, "  serial    {serial}")?;
     writeln!(

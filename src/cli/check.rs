@@ -9,18 +9,18 @@ use crate::{
     daemon::{
         clock::unix_now,
         configuration::{Configuration, Rejected, timestamp},
-        render::{has_errors, render, summary},
+        render::{count, has_errors, plural, render, summary},
         settings::DEFAULT_CONFIG,
         status::API_VERSION,
     },
-    policy::{Diagnostic, SourceFile},
+    policy::{Diagnostic, Severity, SourceFile},
 };
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  identun check --config /etc/identun/daemon.yaml     settings, certificates, policy, findings
-  identun check policies/strict.yaml mesh.yaml        policy files by themselves")]
+  identun check --config daemon.yaml               all that it names, findings
+  identun check policies/strict.yaml mesh.yaml     policy files by themselves")]
 pub(super) struct Arguments {
     /// The daemon's configuration, with everything it names
     #[arg(
@@ -34,6 +34,9 @@ pub(super) struct Arguments {
     /// Policy files or folders, checked with default settings
     #[arg(value_name = "POLICY")]
     files: Vec<PathBuf>,
+    /// Show what is only worth knowing, too
+    #[arg(short, long)]
+    verbose: bool,
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
@@ -66,7 +69,10 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> anyhow::Result<
         files,
         facts: Vec::new(),
     });
-    print(&report, arguments.output, out)?;
+    match arguments.output {
+        Format::Table => print(&report, arguments.verbose, out)?,
+        Format::Json => print_json(&report, out)?,
+    }
     Ok(if has_errors(&report.diagnostics) {
         Exit::Configuration
     } else {
@@ -76,6 +82,10 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> anyhow::Result<
 
 fn report_configuration(configuration: Configuration) -> Report {
     let mut facts = Vec::new();
+    if !configuration.has_policy {
+        let mode = configuration.settings.default_mode;
+        facts.push(format!("policy    none: `default_mode` counts, {mode:?}"));
+    }
     for (id, identity) in &configuration.identities.own {
         facts.push(format!(
             "identity  {id}, until {}",
@@ -83,7 +93,10 @@ fn report_configuration(configuration: Configuration) -> Report {
         ));
     }
     for (domain, roots) in &configuration.identities.bundles.roots {
-        facts.push(format!("bundle    {domain}, {} certificates", roots.len()));
+        facts.push(format!(
+            "bundle    {domain}, {}",
+            plural(roots.len(), "certificate")
+        ));
     }
     for exempt in &configuration.settings.exempt {
         facts.push(format!(
@@ -97,32 +110,40 @@ fn report_configuration(configuration: Configuration) -> Report {
     }
 }
 
-fn print(report: &Report, format: Format, out: &mut dyn Write) -> anyhow::Result<()> {
-    let names: Vec<_> = report.files.iter().map(|file| &*file.name).collect();
-    match format {
-        Format::Table => {
-            write!(out, "{}", render(&report.diagnostics, &report.files))?;
-            for fact in &report.facts {
-                writeln!(out, "{fact}")?;
-            }
-            let plural = if names.len() == 1 { "" } else { "s" };
-            writeln!(
-                out,
-                "{} file{plural} checked: {}",
-                names.len(),
-                summary(&report.diagnostics)
-            )?;
-        }
-        Format::Json => {
-            let value = json!({
-                "apiVersion": API_VERSION,
-                "kind": "Check",
-                "valid": !has_errors(&report.diagnostics),
-                "files": names,
-                "diagnostics": report.diagnostics,
-            });
-            writeln!(out, "{value:#}")?;
-        }
+fn print(report: &Report, verbose: bool, out: &mut dyn Write) -> anyhow::Result<()> {
+    let least = if verbose {
+        Severity::Info
+    } else {
+        Severity::Warning
+    };
+    write!(out, "{}", render(&report.diagnostics, &report.files, least))?;
+    for fact in &report.facts {
+        writeln!(out, "{fact}")?;
     }
+    let notes = count(&report.diagnostics, Severity::Info);
+    let more = match notes {
+        0 => String::new(),
+        _ if verbose => format!(", {}", plural(notes, "note")),
+        _ => format!(", {} (--verbose shows them)", plural(notes, "note")),
+    };
+    writeln!(
+        out,
+        "{} checked: {}{more}",
+        plural(report.files.len(), "file"),
+        summary(&report.diagnostics)
+    )?;
+    Ok(())
+}
+
+fn print_json(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {
+    let names: Vec<_> = report.files.iter().map(|file| &*file.name).collect();
+    let value = json!({
+        "apiVersion": API_VERSION,
+        "kind": "Check",
+        "valid": !has_errors(&report.diagnostics),
+        "files": names,
+        "diagnostics": report.diagnostics,
+    });
+    writeln!(out, "{value:#}")?;
     Ok(())
 }

@@ -25,7 +25,7 @@ use crate::{
 #[command(after_help = "\
 Examples:
   identun down
-  identun down --config daemon.yaml       names and numbers come from its settings")]
+  identun down --config daemon.yaml     names and numbers from its settings")]
 pub(super) struct Arguments {
     /// The daemon's configuration: names of what is to be removed
     #[arg(long, short, env = "IDENTUN_CONFIG", value_name = "FILE")]

@@ -9,9 +9,13 @@ use clap::ValueEnum;
 use serde_json::json;
 
 use crate::{
-    cli::{ConfigPath, Exit, Failure, Format},
+    cli::{ConfigPath, Exit, Failure, Format, table::wrap},
     daemon::{clock::unix_now, configuration::Configuration, status::API_VERSION},
-    policy::{Explanation, RuleRef, compiled::outcome::Outcome, explain::WorkloadView},
+    policy::{
+        Explanation, RuleRef,
+        compiled::outcome::{Intent, Outcome},
+        explain::WorkloadView,
+    },
     wire::flow::protocol,
 };
 
@@ -113,52 +117,65 @@ fn print(explanation: &Explanation, out: &mut dyn Write) -> std::io::Result<()> 
         Some(port) => SocketAddr::new(*destination, *port).to_string(),
         None => destination.to_string(),
     };
-    let yes = |yes: bool| if yes { "yes" } else { "no" };
-    let mut line = |name: &str, value: &str| writeln!(out, "{name:<12}{value}");
+    let mut line =
+        |name: &str, value: &str| writeln!(out, "{name:<INDENT$}{}", wrap(value, INDENT));
     line(
         "flow",
         &format!("{} {source} -> {target}", protocol_name(*protocol)),
     )?;
     line("outcome", outcome_text(explanation))?;
     line("because", &explanation.reason)?;
-    line("captured", yes(explanation.captured))?;
-    line("encrypted", yes(explanation.encrypted))?;
-    line("source", &workload(explanation.source_workload.as_ref()))?;
+    line("captured", captured(explanation))?;
+    line(
+        "encrypted",
+        if explanation.encrypted { "yes" } else { "no" },
+    )?;
+    for (name, workload) in [
+        ("source", &explanation.source_workload),
+        ("endpoint", &explanation.endpoint),
+    ] {
+        line(name, &identity(workload.as_ref()))?;
+        if let Some(workload) = workload {
+            line("", &format!("{} ({})", workload.resource, workload.place))?;
+        }
+    }
     line("service", explanation.service.as_deref().unwrap_or("none"))?;
-    line("endpoint", &workload(explanation.endpoint.as_ref()))?;
     for (index, id) in explanation.accepted.iter().enumerate() {
         line(if index == 0 { "may answer" } else { "" }, id)?;
     }
-    if let Some(peer) = &explanation.peer {
+    if let Some(peer) = explanation
+        .peer
+        .as_ref()
+        .filter(|_| explanation.accepted.len() > 1)
+    {
         line("dialled", peer.as_str())?;
     }
     if let Some(gateway) = &explanation.gateway {
         line("gateway", &gateway.to_string())?;
     }
-    line(
-        "client",
-        &format!(
-            "{}, {}",
-            word(&explanation.client),
-            rule(
+    line("client", client(explanation))?;
+    if explanation.client != Some(Intent::NotInMesh) {
+        line(
+            "",
+            &rule(
                 explanation.client_rule.as_ref(),
-                "no DestinationRule matches"
-            )
-        ),
-    )?;
-    let mode = explanation
-        .server_mode
-        .map_or_else(|| "not in the mesh".into(), |mode| word(&mode));
-    line(
-        "server",
-        &format!(
-            "{mode}, {}",
-            rule(
-                explanation.server_rule.as_ref(),
-                "no MeshPolicy: `default_mode`"
-            )
-        ),
-    )?;
+                "no DestinationRule decides",
+            ),
+        )?;
+    }
+    match explanation.server_mode {
+        None => line("server", "not in the mesh: takes plaintext")?,
+        Some(mode) => {
+            line("server", &word(&mode))?;
+            line(
+                "",
+                &rule(
+                    explanation.server_rule.as_ref(),
+                    "no MeshPolicy: `default_mode`",
+                ),
+            )?;
+        }
+    }
     if explanation.exempt {
         line("exempt", "this port accepts plaintext whatever policy says")?;
     }
@@ -166,6 +183,32 @@ fn print(explanation: &Explanation, out: &mut dyn Write) -> std::io::Result<()> 
         line("counted as", reason.as_str())?;
     }
     Ok(())
+}
+
+/// Where the values begin, in columns.
+const INDENT: usize = 12;
+
+fn captured(explanation: &Explanation) -> &'static str {
+    let here = explanation
+        .source_workload
+        .as_ref()
+        .is_some_and(|source| source.is_local);
+    match (explanation.captured, here) {
+        (true, _) => "yes",
+        (false, true) => "no",
+        (false, false) => "no: the source is not on this host",
+    }
+}
+
+fn client(explanation: &Explanation) -> &'static str {
+    match explanation.client {
+        None => "not asked: within one host",
+        Some(Intent::Auto) => "AUTO: mutual TLS where the server takes it",
+        Some(Intent::Disable) => "DISABLE: plaintext",
+        Some(Intent::IstioMutual) => "ISTIO_MUTUAL",
+        Some(Intent::NotInMesh) => "not in the mesh: sends plaintext",
+        Some(Intent::Unset) => "UNSET: plaintext",
+    }
 }
 
 fn outcome_text(explanation: &Explanation) -> &'static str {
@@ -177,7 +220,7 @@ fn outcome_text(explanation: &Explanation) -> &'static str {
     }
 }
 
-fn workload(workload: Option<&WorkloadView>) -> String {
+fn identity(workload: Option<&WorkloadView>) -> String {
     let Some(workload) = workload else {
         return "not in the registry".into();
     };
@@ -190,10 +233,7 @@ fn workload(workload: Option<&WorkloadView>) -> String {
     } else {
         ""
     };
-    format!(
-        "{identity}{place} ({}, {})",
-        workload.resource, workload.place
-    )
+    format!("{identity}{place}")
 }
 
 fn rule(rule: Option<&RuleRef>, none: &str) -> String {

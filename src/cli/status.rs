@@ -12,7 +12,7 @@ use crate::{
     cli::{
         Context, Exit, Failure, Format,
         client::{Client, block_on},
-        table::{age, bytes, table},
+        table::{age, bytes, table, wrap},
     },
     daemon::status::{FlowStatus, IdentityStatus, Status, TunnelStatus},
     spiffe::SpiffeId,
@@ -98,7 +98,8 @@ async fn wait(client: &Client, patience: Duration) -> anyhow::Result<Value> {
 
 fn print(status: &Status, out: &mut dyn Write) -> anyhow::Result<()> {
     for line in &status.health {
-        writeln!(out, "# {}: {}", line.level.mark(), line.text)?;
+        let text = wrap(&line.text, "# WARN: ".len());
+        writeln!(out, "# {}: {text}", line.level.mark())?;
     }
     let word = if status.healthy {
         "healthy"
@@ -126,7 +127,7 @@ fn print(status: &Status, out: &mut dyn Write) -> anyhow::Result<()> {
     )?;
     section(
         out,
-        &format!("FLOWS ({})", status.flow_count),
+        &flows_title(status),
         &["PROTO", "LOCAL", "REMOTE", "OPENER", "SENT", "RECEIVED"],
         flow_rows(&status.flows),
     )?;
@@ -139,6 +140,7 @@ fn print(status: &Status, out: &mut dyn Write) -> anyhow::Result<()> {
     let counts = |counts: &std::collections::BTreeMap<String, u64>| {
         counts
             .iter()
+            .filter(|(_, count)| **count > 0)
             .map(|(name, count)| vec![name.clone(), count.to_string()])
             .collect()
     };
@@ -150,35 +152,44 @@ fn print(status: &Status, out: &mut dyn Write) -> anyhow::Result<()> {
         counts(&status.steering),
     )?;
     let packets = &status.packets;
-    writeln!(out, "\nPACKETS")?;
     writeln!(
         out,
-        "egress {} ({}), ingress {} ({})",
+        "\nPACKETS: egress {} ({}), ingress {} ({})",
         packets.egress_packets,
         bytes(packets.egress_bytes),
         packets.ingress_packets,
         bytes(packets.ingress_bytes)
     )?;
-    let exempt = if status.exempt.is_empty() {
-        "none".into()
-    } else {
-        status.exempt.join(", ")
-    };
-    writeln!(out, "\nEXEMPT (plaintext whatever policy says)\n{exempt}")?;
+    match status.exempt.is_empty() {
+        true => writeln!(out, "\nEXEMPT: none")?,
+        false => writeln!(
+            out,
+            "\nEXEMPT: {} (plaintext whatever policy says)",
+            status.exempt.join(", ")
+        )?,
+    }
     Ok(())
 }
 
-/// A headed table, or nothing where there is nothing.
+/// How many there are, where not all are shown.
+fn flows_title(status: &Status) -> String {
+    if status.flow_count > FLOWS {
+        format!("FLOWS ({FLOWS} of {})", status.flow_count)
+    } else {
+        "FLOWS".into()
+    }
+}
+
+/// A headed table, or one word where there is nothing.
 fn section(
     out: &mut dyn Write,
     title: &str,
     header: &[&str],
     rows: Vec<Vec<String>>,
 ) -> anyhow::Result<()> {
-    writeln!(out, "\n{title}")?;
     match rows.is_empty() {
-        true => writeln!(out, "none")?,
-        false => writeln!(out, "{}", table(header, rows))?,
+        true => writeln!(out, "\n{title}: none")?,
+        false => writeln!(out, "\n{title}\n{}", table(header, rows))?,
     }
     Ok(())
 }
@@ -337,7 +348,7 @@ TUNNELS
 LOCAL           PEER            GATEWAY          STATE  AGE   SENT     RECEIVED
 default/client  default/server  192.0.2.2:15008  up     1m1s  2.0 KiB  3.0 MiB
 
-FLOWS (1)
+FLOWS
 PROTO  LOCAL            REMOTE        OPENER  SENT   RECEIVED
 tcp    192.0.2.1:40000  192.0.2.2:80  local   100 B  3.0 MiB
 
@@ -349,17 +360,24 @@ DROPS
 REASON          PACKETS
 foreign_source  3
 
-STOPPED BY THE KERNEL'S RULES
-COUNTER  PACKETS
-guard    0
+STOPPED BY THE KERNEL'S RULES: none
 
-PACKETS
-egress 5 (2.0 KiB), ingress 9 (1 B)
+PACKETS: egress 5 (2.0 KiB), ingress 9 (1 B)
 
-EXEMPT (plaintext whatever policy says)
-tcp/22
+EXEMPT: tcp/22 (plaintext whatever policy says)
 ";
         assert_eq!(printed(&status()), wanted);
+    }
+
+    #[test]
+    fn long_health_is_wrapped_and_hidden_flows_are_counted() {
+        let mut status = status();
+        status.health[0].text = ["because"; 30].join(" ");
+        status.flow_count = 1_234;
+        let text = printed(&status);
+        assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+        assert!(text.contains("\n        because"), "{text}");
+        assert!(text.contains("\nFLOWS (10 of 1234)\n"), "{text}");
     }
 
     #[test]
@@ -401,7 +419,9 @@ tcp/22
             text.contains("is unhealthy") && text.contains("\nerror[IDT0203]: unknown mode\n"),
             "{text}"
         );
-        assert!(text.contains("FLOWS (0)\nnone\n"), "{text}");
+        assert!(text.contains("\nFLOWS: none\n"), "{text}");
+        status.exempt.clear();
+        assert!(printed(&status).ends_with("\nEXEMPT: none\n"));
     }
 
     #[test]

@@ -23,6 +23,27 @@ pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     table.trim_fmt()
 }
 
+/// `text` broken at spaces into lines of at most [`WIDTH`]; all but the first begin with `indent` spaces, and the first
+/// has that much before it already. A word that is too long stays whole, so that it can be copied.
+pub(super) fn wrap(text: &str, indent: usize) -> String {
+    let mut wrapped = String::new();
+    let mut column = indent;
+    for word in text.split(' ') {
+        let length = word.chars().count();
+        if column > indent && column + 1 + length > usize::from(WIDTH) {
+            wrapped.push('\n');
+            wrapped.extend(std::iter::repeat_n(' ', indent));
+            column = indent;
+        } else if !wrapped.is_empty() {
+            wrapped.push(' ');
+            column += 1;
+        }
+        wrapped.push_str(word);
+        column += length;
+    }
+    wrapped
+}
+
 /// `1.5 MiB`.
 pub(super) fn bytes(count: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -56,6 +77,23 @@ pub(super) fn age(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_text_is_broken_at_spaces_and_indented() {
+        assert_eq!(wrap("short text", 8), "short text");
+        let text = ["word"; 20].join(" ");
+        let wrapped = wrap(&text, 8);
+        assert!(wrapped.lines().all(|line| line.len() <= 80), "{wrapped}");
+        assert!(
+            wrapped
+                .lines()
+                .skip(1)
+                .all(|line| line.starts_with("        word"))
+        );
+        assert_eq!(wrapped.split_whitespace().count(), 20);
+        let long = "x".repeat(200);
+        assert_eq!(wrap(&format!("id {long}"), 2), format!("id\n  {long}"));
+    }
 
     #[test]
     fn bytes_and_ages_have_at_most_two_units() {

@@ -53,9 +53,9 @@ pub struct Rejected {
 }
 
 impl Rejected {
-    /// Every diagnostic with the lines it is about.
+    /// Errors and warnings with the lines they are about.
     pub fn render(&self) -> String {
-        render(&self.diagnostics, &self.files)
+        render(&self.diagnostics, &self.files, Severity::Warning)
     }
 }
 

@@ -15,6 +15,7 @@ use crate::{
         clock::unix_now,
         configuration::{Configuration, Rejected, chained, timestamp},
         events::{EventLog, escape},
+        render::{count, plural},
         status::{
             API_VERSION, FlowStatus, Health, HealthLevel, IdentityStatus, ShardStatus, Status,
         },
@@ -23,7 +24,7 @@ use crate::{
     identity::Identity,
     io::{Command, ShardHandle},
     metrics::Metrics,
-    policy::Mode,
+    policy::{Mode, Severity},
     shard::ShardSnapshot,
     store,
     wire::DropReason,
@@ -286,10 +287,11 @@ fn configuration_health(active: &Configuration) -> Vec<Health> {
             text: "no policy: plaintext is accepted".into(),
         });
     }
-    if !active.diagnostics.is_empty() {
+    let warnings = count(&active.diagnostics, Severity::Warning);
+    if warnings > 0 {
         let text = format!(
-            "{} findings about the files; `identun check` shows them",
-            active.diagnostics.len()
+            "{} about the files; `identun check` shows more",
+            plural(warnings, "warning")
         );
         lines.push(Health {
             level: HealthLevel::Info,

@@ -4,9 +4,13 @@ use std::{fmt::Write, sync::Arc};
 
 use crate::policy::{self, Diagnostic, Severity, SourceFile};
 
-/// Every diagnostic with its line in the files, errors first; ends with an empty line unless there is none.
-pub fn render(diagnostics: &[Diagnostic], files: &[Arc<SourceFile>]) -> String {
-    let mut sorted: Vec<_> = diagnostics.iter().collect();
+/// Every diagnostic of `least` severity or a worse one with its line in the files, errors first; ends with an empty line
+/// unless there is none.
+pub fn render(diagnostics: &[Diagnostic], files: &[Arc<SourceFile>], least: Severity) -> String {
+    let mut sorted: Vec<_> = diagnostics
+        .iter()
+        .filter(|diagnostic| diagnostic.severity <= least)
+        .collect();
     sorted.sort_by_key(|diagnostic| diagnostic.severity);
     let mut text = String::new();
     for diagnostic in sorted {
@@ -24,18 +28,24 @@ pub fn render(diagnostics: &[Diagnostic], files: &[Arc<SourceFile>]) -> String {
 
 /// `2 errors, 1 warning`.
 pub fn summary(diagnostics: &[Diagnostic]) -> String {
-    let count = |severity| {
-        diagnostics
-            .iter()
-            .filter(|diagnostic| diagnostic.severity == severity)
-            .count()
-    };
-    let plural = |count, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
     format!(
         "{}, {}",
-        plural(count(Severity::Error), "error"),
-        plural(count(Severity::Warning), "warning")
+        plural(count(diagnostics, Severity::Error), "error"),
+        plural(count(diagnostics, Severity::Warning), "warning")
     )
+}
+
+/// How many diagnostics are of exactly this severity.
+pub fn count(diagnostics: &[Diagnostic], severity: Severity) -> usize {
+    diagnostics
+        .iter()
+        .filter(|diagnostic| diagnostic.severity == severity)
+        .count()
+}
+
+/// `1 error`, `2 errors`.
+pub fn plural(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Tells whether an error is among them.
@@ -72,8 +82,16 @@ mod tests {
             place: None,
             ..error.clone()
         };
-        let set = [warning, error];
-        let text = render(&set, &[file]);
+        let info = Diagnostic {
+            severity: Severity::Info,
+            message: "worth knowing".into(),
+            ..warning.clone()
+        };
+        let set = [info, warning, error];
+        let file = [file];
+        let text = render(&set, &file, Severity::Warning);
+        assert!(!text.contains("worth knowing"), "{text}");
+        assert!(render(&set, &file, Severity::Info).contains("info[IDT0203]: worth knowing"));
         assert!(
             text.starts_with("error[IDT0203]: unknown mTLS mode"),
             "{text}"
