@@ -139,6 +139,7 @@ import json, sys
 status = json.load(open(sys.argv[1]))
 flow = next(f for f in status["flows"] if f["protocol"] == "tcp")
 tunnel = next(t for t in status["tunnels"] if t["state"] == "up")
+rule, place = flow["rule"].split(" (")
 assert flow["accepted"] and tunnel["peer"] in flow["accepted"] and flow["bytes_sent"] and flow["bytes_received"]
 for line in (
     "1 the client's packet is intercepted:",
@@ -150,7 +151,8 @@ for line in (
     "3 secure naming: who may answer for this destination, and who did:",
     *(f"    may answer: {accepted}" for accepted in flow["accepted"]),
     f"    matched:    {tunnel['peer']}",
-    f"    because of  {flow['rule']}",
+    f"    because of  {rule}",
+    f"                ({place}",
     "4 the packets travel in the tunnel:",
     f"    {flow['bytes_sent']} bytes out, {flow['bytes_received']} bytes back, inner MTU {tunnel['inner_mtu']}",
     "5 the server's daemon hands them to the application, addresses unchanged",
@@ -160,7 +162,7 @@ P
 }
 
 # --- the hosts -------------------------------------------------------------------------------------------------
-chapter 'Hosts: client, server, naked and impostor, joined by a router that plays the wire'
+chapter 'Hosts: client, server, naked, impostor, joined by a router that plays the wire'
 bash "$here/topology.sh" up
 echo "hello from the server, $marker" >www/index.html
 head -c 40000000 /dev/urandom >www/big

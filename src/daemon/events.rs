@@ -501,6 +501,66 @@ mod tests {
         );
     }
 
+    #[derive(Clone, Default)]
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Buffer {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn log_lines_have_their_values_as_fields() {
+        let buffer = Buffer::default();
+        let writer = buffer.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .json()
+            .flatten_event(true)
+            .with_writer(move || writer.clone())
+            .finish();
+        let log = EventLog::new(Arc::new(Metrics::new("1")));
+        let id = KeyTable::default().id(&key());
+        tracing::subscriber::with_default(subscriber, || {
+            log.handle_tunnel(&TunnelEvent::Down {
+                id,
+                key: key(),
+                reason: "idle".into(),
+            });
+            log.handle_tunnel(&TunnelEvent::DialFailed {
+                id,
+                key: key(),
+                error: DialError::NoIdentity,
+            });
+        });
+        let bytes = buffer.0.lock().unwrap().clone();
+        let text = String::from_utf8(bytes).unwrap();
+        let lines: Vec<serde_json::Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        for (line, name, value) in [
+            (0, "message", "tunnel down"),
+            (0, "target", "identun::tunnel"),
+            (0, "peer", "spiffe://td/ns/default/sa/b"),
+            (0, "gateway", "192.0.2.1:15008"),
+            (0, "reason", "idle"),
+            (1, "message", "dial failed"),
+            (1, "level", "WARN"),
+            (1, "dialled", "192.0.2.1:15008"),
+            (1, "expected", "spiffe://td/ns/default/sa/b"),
+            (1, "traffic", "no inner byte was sent"),
+        ] {
+            assert_eq!(lines[line][name], value, "{text}");
+        }
+    }
+
     #[test]
     fn only_the_latest_events_are_kept() {
         let log = EventLog::new(Arc::new(Metrics::new("1")));

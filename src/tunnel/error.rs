@@ -54,9 +54,8 @@ pub enum DialError {
     },
     /// We did not accept the peer's certificate.
     #[error(
-        "the peer's certificate is refused (presented {}, issued by {})",
-        or_nothing(presented),
-        or_nothing(issuer)
+        "the peer's certificate is refused ({})",
+        certificate(error, presented.as_deref(), issuer.as_deref())
     )]
     Verify {
         /// The rule that the certificate broke.
@@ -165,8 +164,14 @@ pub(super) fn quote(said: &[u8]) -> String {
 
 const MAX_QUOTE: usize = 256;
 
-fn or_nothing(text: &Option<String>) -> &str {
-    text.as_deref().unwrap_or("nothing that can be read")
+/// What was presented, unless the error itself says it, and who issued it.
+fn certificate(error: &VerifyError, presented: Option<&str>, issuer: Option<&str>) -> String {
+    const NOTHING: &str = "nothing that can be read";
+    let issued = format!("issued by {}", issuer.unwrap_or(NOTHING));
+    match matches!(error, VerifyError::WrongIdentity { .. }) {
+        true => issued,
+        false => format!("presented {}, {issued}", presented.unwrap_or(NOTHING)),
+    }
 }
 
 #[cfg(test)]
@@ -185,6 +190,28 @@ mod tests {
         assert_eq!(
             DialError::unreachable("x").drop_reason(),
             DropReason::TunnelDown
+        );
+    }
+
+    #[test]
+    fn a_refused_certificate_is_described_once() {
+        let refused = |error| DialError::Verify {
+            error,
+            presented: Some("spiffe://td/b".into()),
+            issuer: Some("CN=ca".into()),
+        };
+        let wrong = refused(VerifyError::WrongIdentity {
+            expected: "spiffe://td/a".parse().unwrap(),
+            presented: "spiffe://td/b".parse().unwrap(),
+        });
+        assert_eq!(
+            super::super::end::explain(&wrong),
+            "the peer's certificate is refused (issued by CN=ca): expected spiffe://td/a, but the peer presented \
+             spiffe://td/b"
+        );
+        assert_eq!(
+            refused(VerifyError::BadSignature).to_string(),
+            "the peer's certificate is refused (presented spiffe://td/b, issued by CN=ca)"
         );
     }
 
