@@ -301,7 +301,7 @@ impl EventLog {
         self.push(record);
     }
 
-    /// Strangers may knock as often as they like: one line a minute for each address and reason.
+    /// Strangers may knock as often as they like: the log has few lines a minute for each address.
     fn incoming_refused(&self, remote: SocketAddr, presented: Option<&str>, error: &str) {
         self.metrics.count_handshake("incoming_refused");
         let subject = format!("incoming {}", remote.ip());
