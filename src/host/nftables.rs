@@ -194,16 +194,19 @@ mod tests {
             let at = |set: &str| steer.find(&format!("@{set}{family} ")).unwrap();
             let order = [
                 "must",
-                "must_net",
                 "tf",
                 "plain",
+                "must_net",
+                "plain_net",
                 "must_all",
                 "must_all_net",
             ]
             .map(at);
             assert!(order.is_sorted(), "{order:?}");
             // a STRICT source's plaintext to a registered peer
-            assert!(text.contains(&format!("@plain{family} goto keep{family}")));
+            for set in ["plain", "plain_net"] {
+                assert!(text.contains(&format!("@{set}{family} goto keep{family}")));
+            }
         }
     }
 

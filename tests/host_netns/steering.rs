@@ -369,3 +369,132 @@ fn exchange(wire: &Wire, host: IpAddr, there: SocketAddr) {
         run("conntrack -F");
     }
 }
+
+/// Networks around the peers with a port that must be captured, a port that is plaintext by policy, and exceptions at
+/// single addresses in both directions.
+fn networks() -> Steering {
+    let mut steering = Steering::default();
+    for (host, net, near) in [
+        ("10.77.0.1", "10.78.0.0/16", "10.78.5.0/24"),
+        ("fd77::1", "fd78::/32", "fd78:0:5::/48"),
+    ] {
+        let host = ip(host);
+        let (net, near) = (net.parse().unwrap(), near.parse().unwrap());
+        let [one, two, three] = targets(host.is_ipv4(), [2, 3, 4]);
+        for protocol in [6, 17] {
+            steering.must_net.insert((host, net, protocol, 80));
+            steering.plain_net.insert((host, near, protocol, 53));
+            // an address wins over a network, in both directions
+            steering.plain.insert((host, one, protocol, 80));
+            steering.must.insert((host, one, protocol, 53));
+            // `must` wins over `plain`
+            steering.must.insert((host, two, protocol, 99));
+            steering.plain.insert((host, two, protocol, 99));
+            steering.plain.insert((host, three, protocol, 70));
+        }
+        steering.must_all_net.insert((host, near));
+        // `plain` and `plain_net` win over `must_all`
+        steering.must_all.insert((host, three));
+    }
+    steering
+}
+
+/// Addresses of the inner network that [`networks`] speaks of.
+fn targets<const N: usize>(ipv4: bool, last: [u8; N]) -> [IpAddr; N] {
+    last.map(|last| match ipv4 {
+        true => ip(&format!("10.78.5.{last}")),
+        false => ip(&format!("fd78:0:5::{last}")),
+    })
+}
+
+#[test]
+fn the_kernel_decides_as_the_compiled_policy_does() {
+    in_namespace(
+        "steering::the_kernel_decides_as_the_compiled_policy_does",
+        || {
+            let wire = Wire::new();
+            run("ip route add 10.78.0.0/16 via 10.77.0.2; ip -6 route add fd78::/32 via fd77::2");
+            // whoever answers an unreachable destination takes no part in the tap's picture
+            wire.enter(|| run("nft add table inet quiet; nft add chain inet quiet in '{ type filter hook prerouting priority -500; }'; \
+                               nft add rule inet quiet in meta l4proto { tcp, udp } drop"));
+            let settings = settings();
+            let policy = networks();
+            host::install_rules(&settings, &policy).unwrap();
+            tun();
+            block_on(host::install_routes(&settings)).unwrap();
+            let tap = Tap::new(&wire);
+            let (mut captured, mut plaintext) = (0, 0);
+            for family in [0, 1] {
+                let host = ip(HOSTS[family]);
+                let near = targets(family == 0, [2, 3, 4, 9]);
+                let far = ip(["10.78.6.2", "fd78:0:6::2"][family]);
+                let socket = UdpSocket::bind((host, 0)).unwrap();
+                for destination in near.into_iter().chain([far]) {
+                    for port in [53, 70, 80, 99] {
+                        let _ = socket.send_to(b"PLAINTEXT-MARKER", (destination, port));
+                        let stream =
+                            Socket::new(Domain::for_address((host, 0).into()), Type::STREAM, None)
+                                .unwrap();
+                        stream.set_nonblocking(true).unwrap();
+                        stream.bind(&SocketAddr::new(host, 0).into()).unwrap();
+                        let _ = stream.connect(&SocketAddr::new(destination, port).into());
+                        // nothing is said of this one: it is plaintext, and the last to be seen
+                        socket.send_to(b"last", (ip(PEERS[family]), PLAIN)).unwrap();
+                        let seen = tap.until((17, ip(PEERS[family]), PLAIN));
+                        for protocol in [6, 17] {
+                            let wanted = policy.captures(host, destination, protocol, Some(port));
+                            let left = seen.contains(&(protocol, destination, port));
+                            assert_eq!(
+                                left, !wanted,
+                                "protocol {protocol} to {destination} port {port}: {seen:?}"
+                            );
+                            *if wanted {
+                                &mut captured
+                            } else {
+                                &mut plaintext
+                            } += 1;
+                        }
+                    }
+                }
+            }
+            assert!(
+                captured >= 20 && plaintext >= 20,
+                "{captured} and {plaintext}"
+            );
+        },
+    );
+}
+
+#[test]
+fn a_plain_exception_in_a_captured_network_stays_plaintext_and_its_neighbours_do_not() {
+    in_namespace(
+        "steering::a_plain_exception_in_a_captured_network_stays_plaintext_and_its_neighbours_do_not",
+        || {
+            let wire = Wire::new();
+            let mut steering = Steering::default();
+            for (host, net) in HOSTS.map(ip).into_iter().zip(["10.77.0.0/24", "fd77::/64"]) {
+                steering.must_all_net.insert((host, net.parse().unwrap()));
+                for protocol in [6, 17] {
+                    let exception = (host, net.parse().unwrap(), protocol, PLAIN);
+                    steering.plain_net.insert(exception);
+                }
+                // a STRICT source and a registered peer: the exception holds there too
+                steering.strict_all.insert(host);
+            }
+            steering.peers.extend(PEERS.map(ip));
+            let settings = settings();
+            host::install_rules(&settings, &steering).unwrap();
+            tun();
+            block_on(host::install_routes(&settings)).unwrap();
+            let sinks = PEERS.map(|peer| wire.enter(|| UdpSocket::bind((peer, PLAIN)).unwrap()));
+            let (tap, sender) = (Tap::new(&wire), Sender::new());
+            assert_eq!(sender.leaks(&tap, 20), [], "neighbours of the exception");
+            drop((tap, sinks));
+            for family in [0, 1] {
+                for there in [PEERS[family], OUTSIDERS[family]] {
+                    exchange(&wire, ip(HOSTS[family]), (ip(there), PLAIN).into());
+                }
+            }
+        },
+    );
+}

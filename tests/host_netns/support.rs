@@ -110,6 +110,9 @@ pub(crate) fn full() -> Steering {
                 .must_net
                 .insert((local, inner.parse().unwrap(), protocol, 80));
             steering.plain.insert((local, peer, protocol, 53));
+            steering
+                .plain_net
+                .insert((local, inner.parse().unwrap(), protocol, 53));
             steering.strict_port.insert((local, protocol, 9090));
             steering.permissive_port.insert((local, protocol, 9091));
         }

@@ -23,11 +23,15 @@ impl Elements {
         for (source, destination) in &steering.must_all {
             elements.pair("must_all", *source, *destination, "");
         }
-        let networks = steering.must_net.iter();
-        let networks = networks.map(|(source, network, protocol, port)| {
-            ((*source, format!(" . {protocol} . {port}")), *network)
-        });
-        elements.networks("must_net", networks);
+        for (set, networks) in [
+            ("must_net", &steering.must_net),
+            ("plain_net", &steering.plain_net),
+        ] {
+            let networks = networks.iter().map(|(source, network, protocol, port)| {
+                ((*source, format!(" . {protocol} . {port}")), *network)
+            });
+            elements.networks(set, networks);
+        }
         let networks = steering.must_all_net.iter();
         let networks = networks.map(|(source, network)| ((*source, String::new()), *network));
         elements.networks("must_all_net", networks);
@@ -173,6 +177,10 @@ pub(super) fn specifications() -> Vec<(String, String)> {
             &format!("{pair_port}; flags interval"),
         );
         declare(format!("plain{family}"), &pair_port);
+        declare(
+            format!("plain_net{family}"),
+            &format!("{pair_port}; flags interval"),
+        );
         declare(format!("must_all{family}"), &pair);
         declare(
             format!("must_all_net{family}"),
