@@ -10,8 +10,14 @@ pub mod verdict;
 
 mod egress;
 mod ingress;
+#[cfg(test)]
+mod tests;
 
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Instant,
+};
 
 use crate::{
     policy::Compiled,
@@ -40,7 +46,8 @@ pub struct Engine {
     flows: FlowTable,
     pending: Pending,
     egress_fragments: IpFragments,
-    ingress_fragments: IpFragments,
+    /// By tunnel: no peer fills, mixes with or releases another's.
+    ingress_fragments: BTreeMap<TunnelId, IpFragments>,
     answers: Answers,
     refusals: Answers,
     drops: DropCounts,
@@ -58,7 +65,7 @@ impl Engine {
             flows: FlowTable::new(limits.flows),
             pending: Pending::new(limits.pending),
             egress_fragments: IpFragments::new(),
-            ingress_fragments: IpFragments::new(),
+            ingress_fragments: BTreeMap::new(),
             answers: Answers::default(),
             refusals: Answers::default(),
             drops: DropCounts::default(),
@@ -135,7 +142,11 @@ impl Engine {
         for _ in 0..self.pending.expire(now) {
             self.drops.add(DropReason::PendingTimeout);
         }
-        let expired = self.egress_fragments.expire(now) + self.ingress_fragments.expire(now);
+        let mut expired = self.egress_fragments.expire(now);
+        self.ingress_fragments.retain(|_, fragments| {
+            expired += fragments.expire(now);
+            fragments.poll_timeout().is_some()
+        });
         for _ in 0..expired {
             self.drops.add(DropReason::FragmentTimeout);
         }
@@ -147,7 +158,10 @@ impl Engine {
             self.flows.poll_timeout(),
             self.pending.poll_timeout(),
             self.egress_fragments.poll_timeout(),
-            self.ingress_fragments.poll_timeout(),
+            self.ingress_fragments
+                .values()
+                .filter_map(IpFragments::poll_timeout)
+                .min(),
         ];
         timers.into_iter().flatten().min()
     }

@@ -13,7 +13,7 @@ pub mod mss;
 pub mod packet;
 pub mod reason;
 #[cfg(test)]
-mod sample;
+pub(crate) mod sample;
 pub mod segment;
 pub mod varint;
 pub mod virtio;

@@ -45,8 +45,9 @@ impl Engine {
             if flow.refused_until.is_none_or(|until| until <= now) {
                 flow.last_seen = now;
                 flow.counts.bytes_sent += packet.bytes().len() as u64;
-                flow.note_flags(packet.tcp_flags());
-                return Egress::Tunnel(flow.tunnel);
+                let tunnel = flow.tunnel;
+                self.flows.note_flags(&tuple, packet.tcp_flags());
+                return Egress::Tunnel(tunnel);
             }
             let why = Arc::clone(&flow.why);
             return self.drop_egress(packet, DropReason::PeerRefusedFlow, Some(why), now);
@@ -211,9 +212,15 @@ impl Engine {
             return (Opener::Peer, self.policy.decide_reply(tuple));
         }
         let decision = self.policy.decide_egress(tuple);
-        let may_reply =
-            known.is_none() && !packet.tcp_flags().is_some_and(|flags| flags.is_syn_only());
-        if may_reply && !matches!(decision, EgressDecision::Tunnel { .. }) {
+        // Without flags anything opens a flow, and a refusal is final; what policy leaves in the clear comes here only as
+        // a reply.
+        let may_reply = match (packet.tcp_flags(), &decision) {
+            (_, EgressDecision::Tunnel { .. }) => false,
+            (Some(flags), _) => !flags.is_syn_only(),
+            (None, EgressDecision::Plaintext { .. }) => true,
+            (None, EgressDecision::Refuse { .. }) => false,
+        };
+        if known.is_none() && may_reply {
             let reply = self.policy.decide_reply(tuple);
             if matches!(reply, EgressDecision::Tunnel { .. }) {
                 return (Opener::Peer, reply);

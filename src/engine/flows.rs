@@ -22,11 +22,11 @@ pub struct FlowLimits {
     pub total: usize,
     /// Flows of one tunnel.
     pub per_tunnel: usize,
-    /// A TCP flow without packets.
+    /// A TCP flow without packets, once both ends have sent.
     pub tcp_idle: Duration,
     /// A TCP flow after FIN or RST.
     pub tcp_closing: Duration,
-    /// Every other flow without packets.
+    /// Every other flow without packets: a TCP connection that was never answered, too.
     pub other_idle: Duration,
 }
 
@@ -81,6 +81,8 @@ pub struct Flow {
     /// The local opener's first packet, kept until the peer answers, so that a refusal can be passed on at once.
     pub opening: Option<Box<[u8]>>,
     closing: bool,
+    /// Where it stands in [`FlowTable::looks`].
+    look: Instant,
 }
 
 impl Flow {
@@ -105,7 +107,13 @@ impl Flow {
             refused_until: None,
             opening: None,
             closing: false,
+            look: now,
         }
+    }
+
+    /// It saw FIN or RST: whoever has its ports next may have its place.
+    pub const fn is_closing(&self) -> bool {
+        self.closing
     }
 
     /// What it carried so far.
@@ -131,6 +139,7 @@ pub struct FlowTable {
     limits: FlowLimits,
     flows: HashMap<FiveTuple, Flow>,
     /// When to look at a flow next. A look finds the true deadline, so that packets need not touch this.
+    /// INVARIANT: one entry for each flow, so that opening and closing flows quickly does not make it grow.
     looks: BTreeSet<(Instant, FiveTuple)>,
     per_tunnel: BTreeMap<TunnelId, usize>,
     live_changes: VecDeque<(TunnelId, bool)>,
@@ -165,6 +174,12 @@ impl FlowTable {
             .filter_map(|(_, tuple)| self.flows.get_key_value(tuple))
     }
 
+    /// How many looks are planned.
+    #[cfg(test)]
+    pub(crate) fn looks(&self) -> usize {
+        self.looks.len()
+    }
+
     /// The flow of `tuple`.
     pub fn find(&mut self, tuple: &FiveTuple) -> Option<&mut Flow> {
         self.flows.get_mut(tuple)
@@ -174,39 +189,37 @@ impl FlowTable {
     ///
     /// # Errors
     /// [`DropReason::FlowTableFull`] when the table or the tunnel's share of it is full.
-    pub fn insert(&mut self, tuple: FiveTuple, flow: Flow) -> Result<&mut Flow, DropReason> {
+    pub fn insert(&mut self, tuple: FiveTuple, mut flow: Flow) -> Result<&mut Flow, DropReason> {
         self.remove(&tuple);
-        let share = self.per_tunnel.entry(flow.tunnel).or_default();
-        if self.flows.len() >= self.limits.total || *share >= self.limits.per_tunnel {
+        let share = self.per_tunnel.get(&flow.tunnel).copied().unwrap_or(0);
+        if self.flows.len() >= self.limits.total || share >= self.limits.per_tunnel {
             return Err(DropReason::FlowTableFull);
         }
-        *share += 1;
-        if *share == 1 {
-            self.live_changes.push_back((flow.tunnel, true));
-        }
-        self.looks
-            .insert((deadline(&self.limits, &tuple, &flow), tuple));
+        self.enter(flow.tunnel);
+        flow.look = deadline(&self.limits, &tuple, &flow);
+        self.looks.insert((flow.look, tuple));
         Ok(self.flows.entry(tuple).insert(flow).into_mut())
     }
 
-    /// Moves a flow to another tunnel.
-    pub fn rebind(&mut self, tuple: &FiveTuple, tunnel: TunnelId) {
-        if let Some(flow) = self.flows.get_mut(tuple)
-            && flow.tunnel != tunnel
-        {
-            let old = std::mem::replace(&mut flow.tunnel, tunnel);
-            self.leave(old);
-            let share = self.per_tunnel.entry(tunnel).or_default();
-            *share += 1;
-            if *share == 1 {
-                self.live_changes.push_back((tunnel, true));
-            }
+    /// Notes the TCP flags of a flow's packet; a connection that ends is looked at again soon.
+    pub fn note_flags(&mut self, tuple: &FiveTuple, flags: Option<TcpFlags>) {
+        let Some(flow) = self.flows.get_mut(tuple) else {
+            return;
+        };
+        let was_closing = flow.closing;
+        flow.note_flags(flags);
+        if flow.closing && !was_closing {
+            let due = deadline(&self.limits, tuple, flow);
+            let old = std::mem::replace(&mut flow.look, due);
+            self.looks.remove(&(old, *tuple));
+            self.looks.insert((due, *tuple));
         }
     }
 
     /// Removes a flow.
     pub fn remove(&mut self, tuple: &FiveTuple) -> Option<Flow> {
         let flow = self.flows.remove(tuple)?;
+        self.looks.remove(&(flow.look, *tuple));
         self.leave(flow.tunnel);
         Some(flow)
     }
@@ -217,15 +230,16 @@ impl FlowTable {
             if look > now {
                 return None;
             }
-            self.looks.pop_first();
-            let Some(flow) = self.flows.get(&tuple) else {
+            let Some(flow) = self.flows.get_mut(&tuple) else {
+                self.looks.pop_first();
                 continue;
             };
             let due = deadline(&self.limits, &tuple, flow);
             if due <= now {
                 return self.remove(&tuple).map(|flow| (tuple, flow));
             }
-            // A flow may stand in `looks` twice (removed and opened again): one entry is enough.
+            flow.look = due;
+            self.looks.pop_first();
             self.looks.insert((due, tuple));
         }
         None
@@ -241,6 +255,14 @@ impl FlowTable {
         self.live_changes.pop_front()
     }
 
+    fn enter(&mut self, tunnel: TunnelId) {
+        let share = self.per_tunnel.entry(tunnel).or_default();
+        *share += 1;
+        if *share == 1 {
+            self.live_changes.push_back((tunnel, true));
+        }
+    }
+
     fn leave(&mut self, tunnel: TunnelId) {
         if let Some(share) = self.per_tunnel.get_mut(&tunnel) {
             *share = share.saturating_sub(1);
@@ -253,9 +275,10 @@ impl FlowTable {
 }
 
 fn deadline(limits: &FlowLimits, tuple: &FiveTuple, flow: &Flow) -> Instant {
+    let answered = flow.counts.bytes_sent > 0 && flow.counts.bytes_received > 0;
     let idle = match (tuple.protocol, flow.closing) {
         (protocol::TCP, true) => limits.tcp_closing,
-        (protocol::TCP, false) => limits.tcp_idle,
+        (protocol::TCP, false) if answered => limits.tcp_idle,
         _ => limits.other_idle,
     };
     flow.last_seen + idle

@@ -15,6 +15,13 @@ use crate::{
     },
 };
 
+/// Why a peer may not open a flow, and what it is told.
+struct Refusal {
+    reason: DropReason,
+    code: FlowRefusedCode,
+    why: Arc<Why>,
+}
+
 impl Engine {
     /// Decides on a packet that the session of `tunnel` brought. Nothing reaches the device without passing here.
     pub fn handle_ingress(
@@ -53,7 +60,7 @@ impl Engine {
                 now,
             );
         }
-        let tuple = match self.ingress_tuple(packet, now) {
+        let tuple = match self.ingress_tuple(tunnel, packet, now) {
             Ok(tuple) => tuple,
             Err(verdict) => return verdict,
         };
@@ -64,24 +71,30 @@ impl Engine {
         {
             flow.last_seen = now;
             flow.counts.bytes_received += packet.bytes().len() as u64;
-            flow.note_flags(packet.tcp_flags());
             flow.opening = None;
             flow.refused_until = None;
+            self.flows.note_flags(&tuple.reversed(), packet.tcp_flags());
             return Ingress::Deliver;
         }
         self.open_ingress(tunnel, key, packet, tuple, now, keys)
     }
 
     /// Packets that were held for the first fragment that just came, ready to be handled again.
-    pub fn poll_released_ingress(&mut self) -> Option<Vec<u8>> {
-        self.ingress_fragments.poll_released()
+    pub fn poll_released_ingress(&mut self, tunnel: TunnelId) -> Option<Vec<u8>> {
+        self.ingress_fragments.get_mut(&tunnel)?.poll_released()
     }
 
-    fn ingress_tuple(&mut self, packet: &Packet<'_>, now: Instant) -> Result<FiveTuple, Ingress> {
+    fn ingress_tuple(
+        &mut self,
+        tunnel: TunnelId,
+        packet: &Packet<'_>,
+        now: Instant,
+    ) -> Result<FiveTuple, Ingress> {
         if packet.fragment().is_none() {
             return Ok(packet.five_tuple());
         }
-        match self.ingress_fragments.push(packet, now) {
+        let fragments = self.ingress_fragments.entry(tunnel).or_default();
+        match fragments.push(packet, now) {
             FragmentVerdict::Tuple(tuple) => Ok(tuple),
             FragmentVerdict::Held => Err(Ingress::Held),
             FragmentVerdict::Drop(reason) => {
@@ -90,13 +103,19 @@ impl Engine {
         }
     }
 
-    /// An ICMP error is accepted from any source when the packet it quotes went out through this tunnel.
+    /// An ICMP error is accepted from any source when the packet it quotes went out through this tunnel, under the policy
+    /// in force, from the address that the error goes to.
+    ///
+    /// Not as a fragment: under a source that is not the peer's it would join another peer's packet in the kernel.
     fn is_error_of_flow(&mut self, tunnel: TunnelId, packet: &Packet<'_>) -> bool {
-        let quoted = packet.icmp_quote();
-        quoted
-            .and_then(|quoted| self.flows.find(&quoted))
-            .is_some_and(|flow| flow.tunnel == tunnel)
+        let generation = self.policy.generation();
+        packet.fragment().is_none()
             && !self.policy.is_local(packet.source())
+            && packet
+                .icmp_quote()
+                .filter(|quoted| quoted.source == packet.destination())
+                .and_then(|quoted| self.flows.find(&quoted))
+                .is_some_and(|flow| flow.tunnel == tunnel && flow.generation == generation)
     }
 
     fn open_ingress(
@@ -117,27 +136,27 @@ impl Engine {
             keys.key(other)
                 .is_some_and(|other| other.local == key.local && other.peer == key.peer)
         };
+        if let Some((opener, other)) = known
+            && !same_pair(other)
+            && self.still_belongs(opener, keys.key(other), &local)
+        {
+            let code = FlowRefusedCode::UnknownSource;
+            let refusal = Some((code, None));
+            return self.drop_ingress(tuple, DropReason::ForeignSource, refusal, now);
+        }
         let is_reply = matches!(known, Some((Opener::Local, other)) if same_pair(other));
-        let (opener, why) = if is_reply {
-            match self.decide_as_reply(key, &local) {
-                Some(why) => (Opener::Local, why),
-                None => return self.refuse_ingress(key, packet, tuple, now),
-            }
-        } else {
-            match self.policy.decide_ingress(&key.local, &key.peer, &tuple) {
-                IngressDecision::Accept { why } => (Opener::Peer, why),
-                IngressDecision::Refuse { reason, code, why } => {
-                    // The daemon may have forgotten a flow that a local workload opened: only a packet that cannot
-                    // open a TCP connection is taken for a reply.
-                    let segment = packet.tcp_flags().is_some_and(|flags| !flags.is_syn_only());
-                    match segment.then(|| self.decide_as_reply(key, &local)).flatten() {
-                        Some(why) => (Opener::Local, why),
-                        None => {
-                            self.flows.remove(&local);
-                            return self.drop_ingress(tuple, reason, Some((code, Some(why))), now);
-                        }
-                    }
-                }
+        let as_reply = is_reply
+            .then(|| self.decide_as_reply(key, &local))
+            .flatten();
+        let opened = match as_reply {
+            Some(why) => Ok((Opener::Local, why)),
+            None => self.decide_opening(key, packet, &tuple),
+        };
+        let (opener, why) = match opened {
+            Ok(opened) => opened,
+            Err(Refusal { reason, code, why }) => {
+                self.flows.remove(&local);
+                return self.drop_ingress(tuple, reason, Some((code, Some(why))), now);
             }
         };
         let mut flow = Flow::new(
@@ -177,24 +196,42 @@ impl Engine {
         }
     }
 
-    fn refuse_ingress(
-        &mut self,
+    /// May this peer open the flow of `tuple`, or is `packet` of one whose opening was forgotten?
+    fn decide_opening(
+        &self,
         key: &TunnelKey,
         packet: &Packet<'_>,
-        tuple: FiveTuple,
-        now: Instant,
-    ) -> Ingress {
-        self.flows.remove(&tuple.reversed());
-        match self
-            .policy
-            .decide_ingress(&key.local, &key.peer, &packet.five_tuple())
-        {
+        tuple: &FiveTuple,
+    ) -> Result<(Opener, Arc<Why>), Refusal> {
+        match self.policy.decide_ingress(&key.local, &key.peer, tuple) {
+            IngressDecision::Accept { why } => Ok((Opener::Peer, why)),
             IngressDecision::Refuse { reason, code, why } => {
-                self.drop_ingress(tuple, reason, Some((code, Some(why))), now)
+                // The daemon may have forgotten a flow that a local workload opened: only a packet that cannot open a
+                // TCP connection is taken for a reply.
+                let segment = packet.tcp_flags().is_some_and(|flags| !flags.is_syn_only());
+                let reply = segment.then(|| self.decide_as_reply(key, &tuple.reversed()));
+                match reply.flatten() {
+                    Some(why) => Ok((Opener::Local, why)),
+                    None => Err(Refusal { reason, code, why }),
+                }
             }
-            IngressDecision::Accept { .. } => {
-                self.drop_ingress(tuple, DropReason::ForeignSource, None, now)
-            }
+        }
+    }
+
+    /// Addresses of services have several owners: none of them takes over a flow that another one of them has.
+    fn still_belongs(
+        &mut self,
+        opener: Opener,
+        owner: Option<&TunnelKey>,
+        local: &FiveTuple,
+    ) -> bool {
+        let Some(owner) = owner else { return false };
+        if self.flows.find(local).is_none_or(|flow| flow.is_closing()) {
+            return false;
+        }
+        match opener {
+            Opener::Local => self.decide_as_reply(owner, local).is_some(),
+            Opener::Peer => self.policy.peer_owns(&owner.peer, local.destination),
         }
     }
 

@@ -45,8 +45,22 @@ impl Shard {
         }
     }
 
-    /// Writes a packet to the device if the engine lets it pass. The only way from a session to the device.
+    /// Delivers a packet and the fragments that waited for it.
     fn deliver(&mut self, tunnel: TunnelId, bytes: &[u8], partial_checksum: bool, now: Instant) {
+        self.deliver_one(tunnel, bytes, partial_checksum, now);
+        while let Some(released) = self.engine.poll_released_ingress(tunnel) {
+            self.deliver_one(tunnel, &released, false, now);
+        }
+    }
+
+    /// Writes a packet to the device if the engine lets it pass. The only way from a session to the device.
+    fn deliver_one(
+        &mut self,
+        tunnel: TunnelId,
+        bytes: &[u8],
+        partial_checksum: bool,
+        now: Instant,
+    ) {
         let Ok(packet) = Packet::new_checked(bytes) else {
             return self.engine.count_drop(DropReason::Malformed);
         };
@@ -57,9 +71,6 @@ impl Shard {
                 ..
             } => self.tunnels.send_flow_refused(tunnel, refused),
             Ingress::Drop { refused: None, .. } | Ingress::Held => {}
-        }
-        while let Some(released) = self.engine.poll_released_ingress() {
-            self.deliver(tunnel, &released, false, now);
         }
     }
 
