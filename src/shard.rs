@@ -265,6 +265,10 @@ impl Shard {
                 if let Some(key) = self.keys.key(tunnel) {
                     self.tunnels.open(tunnel, key, now);
                 }
+                // A session that drains carries its flows until the replacement is up.
+                if self.tunnels.limits(tunnel).is_some() {
+                    return self.send(tunnel, frame);
+                }
                 let dropped = self.engine.pending_mut().push(tunnel, frame, now);
                 (0..dropped).for_each(|_| self.engine.count_drop(DropReason::PendingFull));
             }
