@@ -15,3 +15,4 @@ pub mod serve;
 pub mod settings;
 pub mod start;
 pub mod status;
+pub mod upkeep;

@@ -17,7 +17,7 @@ use std::{
 };
 
 use crate::{
-    host::nftables::{Ruleset, command},
+    host::nftables::{Present, Ruleset, command},
     policy::Steering,
 };
 
@@ -182,21 +182,26 @@ pub struct SteeringCounters {
 /// First step of a start: the nft table, in one transaction. Where the table of an earlier run stands it is never
 /// replaced: its sets are brought up to date by differences, then its chains are refilled, which heals whatever was
 /// done to them. What the packet path has put into its sets stays, and so do the counters.
-pub fn install_rules(settings: &HostSettings, steering: &Steering) -> Result<(), HostError> {
+///
+/// Tells whether such a table stood.
+pub fn install_rules(settings: &HostSettings, steering: &Steering) -> Result<bool, HostError> {
     let ruleset = Ruleset::new(settings, steering)?;
     for name in &settings.workload_interfaces {
         if !interfaces::exists(name)? {
             return Err(HostError::NoInterface { name: name.clone() });
         }
     }
-    match command::present(&settings.table)? {
-        None => command::apply(&ruleset.create()),
-        Some(present) => {
-            let hold = command::elements(&settings.table, &present)?;
-            command::apply(&ruleset.adopt(&hold))?;
-            command::apply(&ruleset.refill(&present))
-        }
+    let Some(chains) = command::chains(&settings.table)? else {
+        command::apply(&ruleset.create())?;
+        return Ok(false);
+    };
+    let (sets, hold) = command::sets(&settings.table)?;
+    let present = Present { chains, sets };
+    if let Some(text) = ruleset.adopt(&present, &hold) {
+        command::apply(&text)?;
     }
+    command::apply(&ruleset.refill(&present))?;
+    Ok(true)
 }
 
 /// Later changes: differences of elements only, one transaction; no nft is run when there are none. Where the table is
@@ -210,7 +215,7 @@ pub fn update_rules(
         return Ok(());
     };
     match command::apply(&text) {
-        Err(HostError::Nft { .. }) => install_rules(settings, new),
+        Err(HostError::Nft { .. }) => install_rules(settings, new).map(drop),
         result => result,
     }
 }
@@ -222,12 +227,33 @@ pub async fn install_routes(settings: &HostSettings) -> Result<(), HostError> {
     routes::install(settings).await
 }
 
+/// What is not as [`install_rules`] and [`install_routes`] left it, one line each: chains of the table, the TUN and its
+/// state, rules and routes. Cheap enough to be asked every few seconds; the contents of chains and sets are not looked
+/// at. For an error to show and for a decision to install again.
+pub async fn check(settings: &HostSettings) -> Result<Vec<String>, HostError> {
+    settings.check()?;
+    let table = &settings.table;
+    let mut missing = Vec::new();
+    match command::chains(table) {
+        Ok(Some(chains)) => {
+            let gone = nftables::chains().filter(|chain| !chains.contains(chain));
+            missing.extend(gone.map(|chain| format!("chain {chain} of nft table inet {table}")));
+        }
+        Ok(None) | Err(HostError::TableTaken { .. }) => {
+            missing.push(format!("nft table inet {table}"));
+        }
+        Err(error) => return Err(error),
+    }
+    missing.extend(routes::missing(settings).await?);
+    Ok(missing)
+}
+
 /// Removes exactly what was added; returns a line for each thing removed; nothing there is no error. The TUN itself
 /// is the device's business, and its sysctls vanish with it.
 pub async fn down(settings: &HostSettings) -> Result<Vec<String>, HostError> {
     settings.check()?;
     let mut removed = Vec::new();
-    match command::present(&settings.table) {
+    match command::chains(&settings.table) {
         Ok(Some(_)) => {
             command::delete(&settings.table)?;
             removed.push(format!("nft table inet {}", settings.table));

@@ -35,6 +35,8 @@ pub struct Metrics {
     drops: Counts,
     flows: Gauge,
     steering: Counts,
+    damage: Gauge,
+    repairs: Counter,
     opened: Counts,
     closed: Counts,
     sent: Counts,
@@ -87,6 +89,14 @@ impl Metrics {
                 "identun_steering_packets",
                 "Packets that the kernel's rules stopped",
             ),
+            damage: families.add(
+                "identun_steering_damage",
+                "Findings about rules and routes that are missing and cannot be installed again",
+            ),
+            repairs: families.add(
+                "identun_steering_repairs",
+                "Times that rules and routes were installed again",
+            ),
             opened: families.add("istio_tcp_connections_opened", "TCP connections opened"),
             closed: families.add("istio_tcp_connections_closed", "TCP connections closed"),
             sent: families.add(
@@ -113,6 +123,16 @@ impl Metrics {
     pub fn set_configuration(&self, generation: u64, valid: bool) {
         self.generation.set(signed(generation));
         self.config_valid.set(i64::from(valid));
+    }
+
+    /// How many findings there are about rules and routes that do not stand.
+    pub fn set_damage(&self, findings: usize) {
+        self.damage.set(i64::try_from(findings).unwrap_or(i64::MAX));
+    }
+
+    /// Rules and routes were installed again.
+    pub fn count_repair(&self) {
+        self.repairs.inc();
     }
 
     /// The own identities with the end of their certificates, Unix seconds.

@@ -331,7 +331,7 @@ fn marked_conntrack_entries_are_read_back() {
             destination_port,
         };
         assert_eq!(
-            host::conntrack::tunnel_flows(&settings()).unwrap(),
+            host::conntrack::tunnel_flows(&settings()).unwrap().flows,
             [
                 flow(1, "10.77.0.1", 0, "10.77.0.2", 0),
                 flow(6, "10.77.0.1", 40000, "10.77.0.2", 8080),
@@ -343,6 +343,7 @@ fn marked_conntrack_entries_are_read_back() {
         assert!(
             host::conntrack::tunnel_flows(&settings())
                 .unwrap()
+                .flows
                 .is_empty()
         );
     });

@@ -21,6 +21,8 @@ mod leaks;
 mod life;
 #[path = "netns/mesh.rs"]
 mod mesh;
+#[path = "netns/repair.rs"]
+mod repair;
 #[path = "netns/rig.rs"]
 mod rig;
 #[path = "netns/traffic.rs"]

@@ -55,7 +55,9 @@ pub struct Control {
     pub started: Instant,
     /// Why the files on disk are not in force.
     pub config_error: Mutex<Option<String>>,
-    /// One reload at a time.
+    /// What is missing of rules and routes and could not be installed again.
+    pub damage: Mutex<Vec<String>>,
+    /// One change of the host at a time.
     pub reloading: Mutex<()>,
 }
 
@@ -126,6 +128,12 @@ impl Control {
             });
             SteeringCounters::default()
         });
+        let damage = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
+        health.extend(damage.iter().map(|text| Health {
+            level: HealthLevel::Error,
+            text: text.clone(),
+        }));
+        drop(damage);
         health.extend(configuration_health(&active));
         health.extend(
             active

@@ -21,6 +21,7 @@ use crate::{
         control::Control,
         serve::{serve_tcp, serve_unix},
         start::Started,
+        upkeep,
     },
     io::Command,
     shard::Event,
@@ -69,6 +70,10 @@ async fn live(control: &Arc<Control>, mut ended: oneshot::Receiver<()>) -> anyho
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let mut watchdog = watchdog();
+    let mut upkeep = interval(upkeep::PERIOD);
+    upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // the first is over at once, and everything was installed just before
+    upkeep.reset();
     let reason = loop {
         tokio::select! {
             _ = terminate.recv() => break "SIGTERM",
@@ -79,6 +84,7 @@ async fn live(control: &Arc<Control>, mut ended: oneshot::Receiver<()>) -> anyho
                 let why = control.shard.ended().unwrap_or_else(|| "unknown reason".into());
                 bail!("the data plane has ended: {why}; rules, routes and TUN stay, so nothing leaves in plaintext");
             }
+            _ = upkeep.tick() => upkeep::look(control).await,
             () = tick(watchdog.as_mut()) => answer_watchdog(control).await,
         }
     };

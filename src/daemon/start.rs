@@ -22,7 +22,8 @@ use crate::{
     },
     device::tun::{Tun, TunSettings},
     host::{
-        self, HostSettings, conntrack,
+        self, HostSettings,
+        conntrack::{self, TunnelFlows},
         rights::{self, RightsError},
     },
     identity::WallClock,
@@ -79,6 +80,15 @@ struct Prepared {
     mtu: u16,
 }
 
+/// What of the host was not there before this start; nothing else is undone.
+#[derive(Default)]
+struct Added {
+    /// The table. Routes and rules follow it.
+    rules: bool,
+    /// The TUN is open, so it is no other program's.
+    tun: bool,
+}
+
 /// Reads the configuration for a start. `path` is `daemon.yaml`.
 ///
 /// # Errors
@@ -105,22 +115,13 @@ pub async fn start(path: &Path, configuration: Configuration) -> Result<Started,
         host,
         mtu,
     } = prepared;
-    let stood_before = host::counters(&host).is_ok();
-    let mut tun_is_ours = false;
-    let running = establish(
-        &configuration,
-        &host,
-        secrets,
-        underlay,
-        mtu,
-        &mut tun_is_ours,
-    )
-    .await;
+    let mut added = Added::default();
+    let running = establish(&configuration, &host, secrets, underlay, mtu, &mut added).await;
     let (shard, events) = match running {
         Ok(running) => running,
         Err(error) => {
-            if !stood_before {
-                undo(&host, tun_is_ours).await;
+            if added.rules {
+                undo(&host, added.tun).await;
             }
             let _ = std::fs::remove_file(&configuration.settings.admin_socket);
             return Err(StartError::Failed(error));
@@ -138,6 +139,7 @@ pub async fn start(path: &Path, configuration: Configuration) -> Result<Started,
         stop: Notify::new(),
         started,
         config_error: Mutex::default(),
+        damage: Mutex::default(),
         reloading: Mutex::default(),
     });
     let metrics = metrics_listener
@@ -220,18 +222,19 @@ async fn establish(
     secrets: TunnelSecrets,
     underlay: Underlay,
     underlay_mtu: u16,
-    tun_is_ours: &mut bool,
+    added: &mut Added,
 ) -> anyhow::Result<(ShardHandle, Receiver<Event>)> {
     let settings = &configuration.settings;
-    host::install_rules(host, configuration.compiled.steering())
+    let stood = host::install_rules(host, configuration.compiled.steering())
         .context("cannot install the kernel's rules")?;
+    added.rules = !stood;
     let tun = Tun::open(&TunSettings {
         name: host.tun_name.clone(),
         mtu: settings.tun.mtu.map_or(underlay_mtu, |mtu| mtu.get()),
         queue_length: settings.tun.queue_length,
     })
     .with_context(|| format!("cannot open the TUN {}", host.tun_name))?;
-    *tun_is_ours = true;
+    added.tun = true;
     host::install_routes(host)
         .await
         .context("cannot install routes")?;
@@ -270,9 +273,15 @@ async fn establish(
 /// Flows that a predecessor left in conntrack go on. Without the list they go on as well, once their own end sends.
 fn seed(shard: &ShardHandle, host: &HostSettings) {
     match conntrack::tunnel_flows(host) {
-        Ok(flows) if flows.is_empty() => {}
-        Ok(flows) => {
+        Ok(found) if found.flows.is_empty() => {}
+        Ok(TunnelFlows { flows, complete }) => {
             tracing::info!(flows = flows.len(), "flows found in conntrack");
+            if !complete {
+                tracing::warn!(
+                    bound = conntrack::MAX_FLOWS,
+                    "conntrack may hold more flows than are taken over; the others go on when their own end sends"
+                );
+            }
             if let Err(error) = shard.send(Command::Seed(flows)) {
                 tracing::warn!(error = %error, "cannot pass on the flows of conntrack");
             }

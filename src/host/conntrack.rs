@@ -18,9 +18,18 @@ pub const MAX_FLOWS: usize = 65_536;
 /// Attribute that makes the kernel compare marks only in these bits (linux/netfilter/nfnetlink_conntrack.h).
 const CTA_MARK_MASK: u16 = 21;
 
+/// What conntrack knows of flows in tunnels.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct TunnelFlows {
+    /// Original directions, in order, each once.
+    pub flows: Vec<FiveTuple>,
+    /// `false` when reading ended at [`MAX_FLOWS`]: there may be more.
+    pub complete: bool,
+}
+
 /// The original direction of every entry whose conntrack mark is the tunnel's, both families, each once, at most
 /// [`MAX_FLOWS`]. Ports are 0 for protocols without ports. Needs CAP_NET_ADMIN.
-pub fn tunnel_flows(settings: &HostSettings) -> Result<Vec<FiveTuple>, HostError> {
+pub fn tunnel_flows(settings: &HostSettings) -> Result<TunnelFlows, HostError> {
     let request = NetfilterMessage::new(
         NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0),
         ConntrackMessage::Get(vec![
@@ -50,7 +59,10 @@ pub fn tunnel_flows(settings: &HostSettings) -> Result<Vec<FiveTuple>, HostError
             HostError::Netlink { operation, source }
         }
     })?;
-    Ok(flows.into_iter().collect())
+    Ok(TunnelFlows {
+        complete: flows.len() < MAX_FLOWS,
+        flows: flows.into_iter().collect(),
+    })
 }
 
 /// Mark and original tuple of one entry.

@@ -68,11 +68,20 @@ impl Ruleset {
 
     /// The text that gives the table of an earlier run this ruleset's sets and elements, by differences from what the
     /// sets `hold`: an element that stays is there at every moment.
-    pub fn adopt(&self, hold: &Elements) -> String {
+    /// `None` when nothing is to be done.
+    pub fn adopt(&self, present: &Present, hold: &Elements) -> Option<String> {
         let table = &self.settings.table;
-        let declarations = self.declarations();
         let differences = self.elements.difference(hold, table);
-        format!("table inet {table} {{\n{declarations}}}\n{differences}")
+        let complete = elements::specifications()
+            .iter()
+            .all(|(name, _)| present.sets.contains(name));
+        if complete && differences.is_empty() {
+            return None;
+        }
+        let declarations = self.declarations();
+        Some(format!(
+            "table inet {table} {{\n{declarations}}}\n{differences}"
+        ))
     }
 
     /// The text that gives such a table this ruleset's chains, whatever theirs were. Chains that stay are refilled and
@@ -96,7 +105,11 @@ impl Ruleset {
                 text.push_str(&format!("delete set inet {table} {set}\n"));
             }
         }
-        text.push_str(&format!("table inet {table} {{\n{chains}}}\n"));
+        // counters and sets that stand already are left as they are
+        let declarations = self.declarations();
+        text.push_str(&format!(
+            "table inet {table} {{\n{declarations}{chains}}}\n"
+        ));
         text
     }
 
@@ -134,6 +147,21 @@ impl Ruleset {
             .replace("$PORT", &settings.port.to_string())
             .replace("$UID", &settings.daemon_uid.to_string())
     }
+}
+
+/// The names of all chains.
+pub(in crate::host) fn chains() -> impl Iterator<Item = String> {
+    let names = |text: &str| -> Vec<String> {
+        let names = text.lines().filter_map(|line| {
+            let rest = line.strip_prefix("  chain ")?;
+            Some(rest.split_once(' ')?.0.to_owned())
+        });
+        names.collect()
+    };
+    let families = ["4", "6"].map(|family| names(&FAMILY.replace("$F", family)));
+    names(&TABLE.replace("$MARKER", MARKER))
+        .into_iter()
+        .chain(families.into_iter().flatten())
 }
 
 #[cfg(test)]
@@ -228,7 +256,8 @@ mod tests {
         present.chains.insert("of_an_older_version".to_owned());
         present.sets.insert("set_of_an_older_version".to_owned());
         assert!(present.chains.contains("guard") && present.sets.contains("tf6"));
-        let text = new.adopt(&old.elements) + &new.refill(&present);
+        assert_eq!(old.adopt(&present, &old.elements), None);
+        let text = new.adopt(&present, &old.elements).unwrap() + &new.refill(&present);
         let deletions: Vec<_> = text
             .lines()
             .filter(|line| line.starts_with("delete"))

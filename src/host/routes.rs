@@ -17,6 +17,7 @@ use rtnetlink::{
     packet_route::{
         AddressFamily,
         address::{AddressMessage, AddressScope},
+        link::{LinkFlags, LinkMessage},
         route::{RouteMessage, RouteProtocol, RouteScope, RouteType},
         rule::{RuleAction, RuleMessage},
     },
@@ -56,6 +57,12 @@ pub(in crate::host) async fn install(settings: &HostSettings) -> Result<(), Host
 pub(in crate::host) async fn remove(settings: &HostSettings) -> Result<Vec<String>, HostError> {
     let (connection, handle, _messages) = connect()?;
     drive(connection, remove_over(&handle, settings)).await
+}
+
+/// What is not there, or not as [`install`] leaves it: the TUN, its address, rules and routes.
+pub(in crate::host) async fn missing(settings: &HostSettings) -> Result<Vec<String>, HostError> {
+    let (connection, handle, _messages) = connect()?;
+    drive(connection, missing_over(&handle, settings)).await
 }
 
 /// Foreign rules that look at bits of our mark.
@@ -158,6 +165,45 @@ async fn remove_over(handle: &Handle, settings: &HostSettings) -> Result<Vec<Str
         ));
     }
     Ok(removed)
+}
+
+async fn missing_over(handle: &Handle, settings: &HostSettings) -> Result<Vec<String>, HostError> {
+    let (name, mut missing) = (&settings.tun_name, Vec::new());
+    let tun = link(handle, name).await?;
+    match &tun {
+        None => missing.push(format!("TUN {name}")),
+        Some(link) if !link.header.flags.contains(LinkFlags::Up) => {
+            missing.push(format!("TUN {name} is down"));
+        }
+        Some(_) => {}
+    }
+    let tun = tun.map(|link| link.header.index);
+    if let Some(tun) = tun
+        && own_address(handle, settings, tun).await?.is_none()
+    {
+        missing.push(format!("address {}/32 on {name}", settings.tun_address));
+    }
+    for family in families() {
+        let present: Vec<_> = rules(handle, family).await?;
+        let present: Vec<_> = present.iter().filter_map(RuleSpec::read).collect();
+        let rules = wanted_rules(settings).into_iter();
+        let gone = rules.filter(|rule| !present.contains(rule));
+        missing.extend(gone.map(|rule| format!("{family} rule {rule}")));
+        let table = settings.routing_table;
+        let present = routes(handle, table, family).await?;
+        let present: Vec<_> = present
+            .iter()
+            .filter_map(|route| RouteSpec::read(route, tun))
+            .collect();
+        // without the TUN there can be no route over it
+        let wanted = match tun {
+            Some(tun) => wanted_routes(settings, family, tun),
+            None => vec![RouteSpec::Unreachable],
+        };
+        let gone = wanted.iter().filter(|route| !present.contains(route));
+        missing.extend(gone.map(|route| format!("{family} route {route} in table {table}")));
+    }
+    Ok(missing)
 }
 
 async fn mark_conflicts_over(
@@ -293,9 +339,13 @@ async fn routes(
 }
 
 async fn link_index(handle: &Handle, name: &str) -> Result<Option<u32>, HostError> {
+    Ok(link(handle, name).await?.map(|link| link.header.index))
+}
+
+async fn link(handle: &Handle, name: &str) -> Result<Option<LinkMessage>, HostError> {
     let mut links = pin!(handle.link().get().match_name(name).execute());
     match links.try_next().await {
-        Ok(link) => Ok(link.map(|link| link.header.index)),
+        Ok(link) => Ok(link),
         Err(error) if errno(&error) == Some(libc::ENODEV) => Ok(None),
         Err(error) => Err(failed("look the TUN up")(error)),
     }

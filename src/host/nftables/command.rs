@@ -1,6 +1,7 @@
 //! Runs nft: one text in, one transaction; listings out as JSON.
 
 use std::{
+    collections::BTreeSet,
     io::{self, Write},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -10,7 +11,7 @@ use serde_json::Value;
 
 use crate::host::{
     HostError, SteeringCounters,
-    nftables::{COUNTERS, Elements, MARKER, Present, elements},
+    nftables::{COUNTERS, Elements, MARKER, elements},
 };
 
 /// Where administrators' programs live whatever PATH says; looked at before PATH, because the daemon is root.
@@ -32,50 +33,50 @@ pub(in crate::host) fn apply(text: &str) -> Result<(), HostError> {
     run("apply the ruleset", &["-f", "-"], text).map(drop)
 }
 
-/// What the table holds: `None` when there is no such table, `TableTaken` when somebody else made it.
-pub(in crate::host) fn present(table: &str) -> Result<Option<Present>, HostError> {
+/// The table's chains: `None` when there is no such table, `TableTaken` when somebody else made it.
+pub(in crate::host) fn chains(table: &str) -> Result<Option<BTreeSet<String>>, HostError> {
+    // "list table" reads the elements of all sets too, even when told not to show them: the packet path's sets can
+    // hold hundreds of thousands, and this is asked every few seconds
+    let listing = list("list the chains", &["-j", "list", "chains"])?;
+    let chains: BTreeSet<String> = objects(&listing, "chain")
+        .filter(|chain| {
+            text(chain, "family") == Some("inet") && text(chain, "table") == Some(table)
+        })
+        .filter_map(|chain| text(chain, "name").map(str::to_owned))
+        .collect();
+    if chains.contains(MARKER) {
+        return Ok(Some(chains));
+    }
     let tables = list("list the tables", &["-j", "list", "tables"])?;
     let exists = objects(&tables, "table").any(|object| {
         text(object, "family") == Some("inet") && text(object, "name") == Some(table)
     });
-    if !exists {
-        return Ok(None);
-    }
-    // -t: the sets of the packet path can hold hundreds of thousands of elements
-    let arguments = ["-j", "-t", "list", "table", "inet", table];
-    let listing = list("list the table", &arguments)?;
-    let names = |kind| {
-        objects(&listing, kind)
-            .filter_map(|object| text(object, "name").map(str::to_owned))
-            .collect()
-    };
-    let present = Present {
-        chains: names("chain"),
-        sets: names("set"),
-    };
-    if !present.chains.contains(MARKER) {
-        return Err(HostError::TableTaken {
+    match exists {
+        false => Ok(None),
+        true => Err(HostError::TableTaken {
             table: table.to_owned(),
-        });
+        }),
     }
-    Ok(Some(present))
 }
 
-/// The elements of the sets among `present` that are filled from policy.
-pub(in crate::host) fn elements(table: &str, present: &Present) -> Result<Elements, HostError> {
-    let mut elements = Elements::default();
-    for set in present
-        .sets
-        .iter()
-        .filter(|set| elements::is_from_policy(set))
-    {
-        let arguments = ["-j", "list", "set", "inet", table, set];
-        let listing = list("list a set", &arguments)?;
-        for object in objects(&listing, "set") {
-            elements.read(set, object);
+/// The names of the table's sets, and the elements of those that are filled from policy. One process for all sets:
+/// starting one costs more than reading ten thousand elements.
+pub(in crate::host) fn sets(table: &str) -> Result<(BTreeSet<String>, Elements), HostError> {
+    let listing = list(
+        "list the sets",
+        &["-j", "list", "sets", "table", "inet", table],
+    )?;
+    let (mut names, mut elements) = (BTreeSet::new(), Elements::default());
+    for object in objects(&listing, "set") {
+        let Some(name) = text(object, "name") else {
+            continue;
+        };
+        names.insert(name.to_owned());
+        if elements::is_from_policy(name) {
+            elements.read(name, object);
         }
     }
-    Ok(elements)
+    Ok((names, elements))
 }
 
 /// Deletes the table.
