@@ -109,6 +109,17 @@ impl ShardHandle {
         }
     }
 
+    /// Waits for the end and says why it came, as [`Self::ended`]. For whoever knows that it is near, because the
+    /// events have ended: the thread itself ends a moment later.
+    pub fn wait(&self) -> String {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        thread.join();
+        match &*thread {
+            Thread::Ended(why) => why.clone(),
+            Thread::Running(_) | Thread::Joining => String::new(),
+        }
+    }
+
     /// What the loop had to give up so far.
     pub fn counts(&self) -> LoopCounts {
         self.counters.read()
@@ -215,6 +226,19 @@ mod tests {
         let handle = handle(|_| String::from("stopped"));
         assert_eq!(wait(&handle), "stopped");
         assert_eq!(handle.ended().as_deref(), Some("stopped"));
+    }
+
+    #[test]
+    fn who_waits_for_the_end_learns_why_although_the_events_end_first() {
+        let (events, receiver) = sync_channel::<()>(1);
+        let running = handle(move |_| {
+            drop(events);
+            thread::yield_now();
+            String::from("boom")
+        });
+        assert!(receiver.recv().is_err());
+        assert_eq!(running.wait(), "boom");
+        assert_eq!(running.ended().as_deref(), Some("boom"));
     }
 
     #[test]

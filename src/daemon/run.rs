@@ -81,7 +81,7 @@ async fn live(control: &Arc<Control>, mut ended: oneshot::Receiver<()>) -> anyho
             () = control.stop.notified() => break "asked to stop",
             _ = hangup.recv() => reload(control).await,
             _ = &mut ended => {
-                let why = control.shard.ended().unwrap_or_else(|| "unknown reason".into());
+                let why = control.shard.wait();
                 bail!("the data plane has ended: {why}; rules, routes and TUN stay, so nothing leaves in plaintext");
             }
             _ = upkeep.tick() => upkeep::look(control).await,
