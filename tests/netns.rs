@@ -15,6 +15,8 @@ mod capture;
 mod foreign;
 #[path = "hostile/peer.rs"]
 mod hostile;
+#[path = "netns/identities.rs"]
+mod identities;
 #[path = "netns/leaks.rs"]
 mod leaks;
 #[path = "netns/life.rs"]
@@ -23,6 +25,8 @@ mod life;
 mod mesh;
 #[path = "netns/repair.rs"]
 mod repair;
+#[path = "netns/refusals.rs"]
+mod refusals;
 #[path = "netns/rig.rs"]
 mod rig;
 #[path = "netns/traffic.rs"]

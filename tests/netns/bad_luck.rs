@@ -1,6 +1,14 @@
 //! Bad configuration and bad luck at the start: one clear error, the promised exit code, nothing changed on the host.
 
-use std::{net::UdpSocket, process::Output};
+use std::{
+    fs,
+    net::UdpSocket,
+    os::unix::fs::PermissionsExt,
+    process::Output,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use identun::identity::Ca;
 
 use crate::{
     mesh::STRICT,
@@ -64,6 +72,67 @@ fn a_daemon_that_cannot_run_says_why_and_changes_nothing() {
             );
 
             // The twin: with all that mended it starts.
+            drop(rig.start("client"));
+        },
+    );
+}
+
+#[test]
+fn a_daemon_without_nft_or_without_good_keys_says_which() {
+    in_namespaces(
+        "bad_luck::a_daemon_without_nft_or_without_good_keys_says_which",
+        |rig| {
+            rig.standard(STRICT);
+            // Programs on a host have mounts of their own: only this daemon finds something else in nft's place.
+            let hide =
+                "for at in $(which -a nft); do mount --bind /dev/null \"$at\"; done; exec \"$@\"";
+            refuses(
+                &rig,
+                &["sh", "-c", hide, "sh"],
+                4,
+                &["nft is not installed"],
+            );
+
+            let (certificate, key) = (
+                rig.path("client/client/client.pem"),
+                rig.path("client/client/client.key"),
+            );
+            let mode = |mode| fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
+            mode(0o640);
+            refuses(&rig, &[], 6, &[&key, "0640"]);
+            fs::remove_file(&key).unwrap();
+            refuses(&rig, &[], 6, &[&key]);
+            fs::create_dir(&key).unwrap();
+            refuses(&rig, &[], 6, &[&key]);
+            fs::remove_dir(&key).unwrap();
+            fs::write(&key, "no key").unwrap();
+            mode(0o600);
+            refuses(&rig, &[], 6, &[&key]);
+
+            let id = "spiffe://cluster.local/ns/default/sa/client"
+                .parse()
+                .unwrap();
+            let now = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap()
+                .as_secs();
+            let year = Duration::from_secs(365 * 24 * 3_600);
+            let ca = Ca::new(&"cluster.local".parse().unwrap(), now - 7_200, year).unwrap();
+            fs::write(
+                rig.path("client/client/bundle.pem"),
+                ca.to_pem().certificate,
+            )
+            .unwrap();
+            let hour = Duration::from_secs(3_600);
+            for (issued, word) in [(now - 7_200, "expired"), (now + 7_200, "not valid")] {
+                let pem = ca.issue(&id, issued, hour).unwrap();
+                fs::write(&certificate, pem.certificate).unwrap();
+                fs::write(&key, pem.key).unwrap();
+                refuses(&rig, &[], 6, &[&certificate, word, "20"]);
+            }
+            let pem = ca.issue(&id, now, hour).unwrap();
+            fs::write(&certificate, pem.certificate).unwrap();
+            fs::write(&key, pem.key).unwrap();
             drop(rig.start("client"));
         },
     );

@@ -235,7 +235,8 @@ fn udp(source: IpAddr, destination: IpAddr) -> Vec<u8> {
     [header, segment].concat()
 }
 
-fn checksum(bytes: &[u8]) -> [u8; 2] {
+/// The Internet checksum of `bytes`.
+pub(crate) fn checksum(bytes: &[u8]) -> [u8; 2] {
     let mut sum: u32 = bytes
         .chunks(2)
         .map(|pair| u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u32::from(*low)))

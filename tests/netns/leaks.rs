@@ -1,11 +1,19 @@
 //! No plaintext where policy says none: in normal running, while a daemon is dead, when its rules are torn down.
 
-use std::{io::ErrorKind, time::Duration};
+use std::{
+    io::ErrorKind,
+    net::{SocketAddr, UdpSocket},
+    time::Duration,
+};
 
 use crate::{
     capture::{CONTROL_PORT, Capture, MARKER},
+    life::{
+        Who::{Both, OnlyClient, OnlyServer},
+        connect, exchange,
+    },
     mesh::{CLIENT_4, CLIENT_6, NAKED_4, NAKED_6, PORT, SERVER_4, SERVER_6, STRICT, permissive},
-    rig::{PATIENCE, Rig, in_namespaces, wait_for},
+    rig::{PATIENCE, Rig, in_namespace, in_namespaces, wait_for},
     traffic::{Blaster, Echo, control, ping, tcp_echo, udp_echo},
 };
 
@@ -59,6 +67,142 @@ fn must_traffic_never_crosses_the_wire_in_plaintext() {
             );
             assert!(offered >= 20_000);
             seen.assert_no_plaintext();
+            drop((server, client));
+        },
+    );
+}
+
+#[test]
+fn reloads_under_load_let_nothing_out() {
+    in_namespaces("leaks::reloads_under_load_let_nothing_out", |rig| {
+        rig.standard(STRICT);
+        let (server, client) = (rig.start("server"), rig.start("client"));
+        let echo = Echo::start("server", PORT);
+        let capture = Capture::start();
+        let blaster = Blaster::start("client", [SERVER_4, SERVER_6], PORT);
+        delivered(&echo);
+        let generation = || {
+            rig.status("client").unwrap()["generation"]
+                .as_u64()
+                .unwrap()
+        };
+        for round in 0..20 {
+            // The DestinationRule stays: what the client sends to the server must be encrypted under both.
+            let policy = if round % 2 == 0 {
+                permissive()
+            } else {
+                STRICT.into()
+            };
+            rig.write("policies/policy.yaml", &policy);
+            let before = generation();
+            client.reload();
+            wait_for("the reload", || generation() > before);
+            blaster.offer(200);
+        }
+        delivered(&echo);
+        control("client");
+        println!("20 reloads, {} must packets offered", blaster.offered());
+        blaster.stop();
+        capture.stop().assert_no_plaintext();
+        drop((server, client));
+    });
+}
+
+#[test]
+fn flows_outlive_the_loss_of_conntrack_on_both_hosts() {
+    in_namespaces(
+        "leaks::flows_outlive_the_loss_of_conntrack_on_both_hosts",
+        |rig| {
+            rig.standard(STRICT);
+            let daemons = (rig.start("server"), rig.start("client"));
+            let capture = Capture::start();
+            for to in [SERVER_4, SERVER_6] {
+                let mut ends = connect(to);
+                exchange(&mut ends, Both);
+                for who in [Both, OnlyServer, OnlyClient] {
+                    for host in ["client", "server"] {
+                        rig.on(host, &["conntrack", "-F"]);
+                    }
+                    exchange(&mut ends, who);
+                }
+            }
+            control("client");
+            capture.stop().assert_no_plaintext();
+            drop(daemons);
+        },
+    );
+}
+
+#[test]
+fn replies_never_cross_in_plaintext_while_a_daemon_is_dead() {
+    in_namespaces(
+        "leaks::replies_never_cross_in_plaintext_while_a_daemon_is_dead",
+        |rig| {
+            // The server takes plaintext and has no rule for its clients: only the flow says how its replies travel.
+            rig.standard(&permissive().replace("\"*.local\"", "server.default.svc.cluster.local"));
+            let settings = ["client", "server"]
+                .map(|host| (host, std::fs::read_to_string(rig.settings(host)).unwrap()));
+            for (host, text) in settings {
+                rig.write(
+                    &format!("{host}/daemon.yaml"),
+                    &format!("{text}auto_mtls: false\n"),
+                );
+            }
+            let (mut server, mut client) = (rig.start("server"), rig.start("client"));
+            let capture = Capture::start();
+            let sockets = [SERVER_4, SERVER_6].map(|to| {
+                let to = SocketAddr::new(to.parse().unwrap(), PORT);
+                let service = in_namespace("server", || UdpSocket::bind(to).unwrap());
+                let asking = in_namespace("client", || {
+                    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+                    let socket = UdpSocket::bind(any).unwrap();
+                    socket.connect(to).unwrap();
+                    socket
+                });
+                for socket in [&service, &asking] {
+                    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+                }
+                asking.send(MARKER).unwrap();
+                let from = service.recv_from(&mut [0; 64]).unwrap().1;
+                (service, asking, from)
+            });
+            let answer = |count: u32| {
+                for at in 0..count {
+                    for (service, _, to) in &sockets {
+                        // The unreachable rule may answer; that is no reason to end.
+                        let _ =
+                            service.send_to(&MARKER.repeat(if at % 8 == 0 { 200 } else { 1 }), to);
+                    }
+                }
+            };
+            let arrives = || {
+                for (service, asking, to) in &sockets {
+                    asking.set_nonblocking(true).unwrap();
+                    while asking.recv(&mut [0; 1 << 13]).is_ok() {}
+                    asking.set_nonblocking(false).unwrap();
+                    wait_for("a reply at the client", || {
+                        service.send_to(b"fresh", to).unwrap();
+                        asking
+                            .set_read_timeout(Some(Duration::from_millis(100)))
+                            .unwrap();
+                        let mut heard = [0; 1 << 13];
+                        asking
+                            .recv(&mut heard)
+                            .is_ok_and(|len| &heard[..len] == b"fresh")
+                    });
+                }
+            };
+            arrives();
+            client.kill_9();
+            answer(1_000);
+            client = rig.start("client");
+            arrives();
+            server.kill_9();
+            answer(1_000);
+            server = rig.start("server");
+            arrives();
+            control("client");
+            capture.stop().assert_no_plaintext();
             drop((server, client));
         },
     );

@@ -107,7 +107,80 @@ fn an_established_connection_survives_kill_9_of_either_daemon() {
     );
 }
 
-enum Who {
+#[test]
+fn an_established_connection_survives_an_orderly_restart_of_either_daemon() {
+    in_namespaces(
+        "life::an_established_connection_survives_an_orderly_restart_of_either_daemon",
+        |rig| {
+            rig.standard(STRICT);
+            let (mut server, mut client) = (rig.start("server"), rig.start("client"));
+            let capture = Capture::start();
+            for to in [SERVER_4, SERVER_6] {
+                let mut ends = connect(to);
+                exchange(&mut ends, Both);
+                server.terminate();
+                server = rig.start("server");
+                exchange(&mut ends, Both);
+                client.terminate();
+                client = rig.start("client");
+                exchange(&mut ends, OnlyServer);
+            }
+            control("client");
+            capture.stop().assert_no_plaintext();
+            drop((server, client));
+        },
+    );
+}
+
+#[test]
+fn flows_survive_a_change_of_the_address_and_port_that_a_nat_gives() {
+    in_namespaces(
+        "life::flows_survive_a_change_of_the_address_and_port_that_a_nat_gives",
+        |rig| {
+            rig.standard(STRICT);
+            let daemons = (rig.start("server"), rig.start("client"));
+            let mut ends = connect(SERVER_4);
+            exchange(&mut ends, Both);
+            let remote = || {
+                let status = rig.status("server").unwrap();
+                status["tunnels"][0]["remote"].as_str().unwrap().to_owned()
+            };
+            assert!(remote().contains(&format!("{CLIENT_4}:15008")));
+            let handshakes = rig.status("client").unwrap()["tunnels"][0]["handshakes"].clone();
+            rig.on("wire", &["nft", "add", "table", "ip", "nat"]);
+            rig.on(
+                "wire",
+                &[
+                    "nft",
+                    "add chain ip nat out { type nat hook postrouting priority 100; }",
+                ],
+            );
+            for port in [20_001, 20_002] {
+                let rule = format!(
+                    "add rule ip nat out oifname server udp dport 15008 snat to 198.18.2.1:{port}"
+                );
+                rig.on("wire", &["nft", "flush", "chain", "ip", "nat", "out"]);
+                rig.on("wire", &["nft", &rule]);
+                rig.on("wire", &["conntrack", "-F"]);
+                exchange(&mut ends, Both);
+                assert!(
+                    remote().contains(&format!("198.18.2.1:{port}")),
+                    "{}",
+                    remote()
+                );
+            }
+            assert_eq!(
+                rig.status("client").unwrap()["tunnels"][0]["handshakes"],
+                handshakes,
+                "the session itself went on"
+            );
+            drop(daemons);
+        },
+    );
+}
+
+/// Who speaks.
+pub(crate) enum Who {
     Both,
     OnlyClient,
     OnlyServer,
@@ -115,7 +188,7 @@ enum Who {
 use Who::{Both, OnlyClient, OnlyServer};
 
 /// A connection of the client to the server: both ends in the hands of the test.
-fn connect(to: &str) -> (TcpStream, TcpStream) {
+pub(crate) fn connect(to: &str) -> (TcpStream, TcpStream) {
     let to = SocketAddr::new(to.parse().unwrap(), PORT);
     let listener = in_namespace("server", || TcpListener::bind(to).unwrap());
     let client = in_namespace("client", || {
@@ -129,7 +202,8 @@ fn connect(to: &str) -> (TcpStream, TcpStream) {
     (client, server)
 }
 
-fn exchange((client, server): &mut (TcpStream, TcpStream), who: Who) {
+/// The marker a thousand times, whole and in order.
+pub(crate) fn exchange((client, server): &mut (TcpStream, TcpStream), who: Who) {
     let speak = |from: &mut TcpStream, to: &mut TcpStream| {
         let started = std::time::Instant::now();
         let message = MARKER.repeat(1_000);

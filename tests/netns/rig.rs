@@ -5,7 +5,7 @@ use std::{
     fs::File,
     os::fd::AsFd,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -286,6 +286,21 @@ impl Daemon {
         wait_for(&format!("the end of {host}'s daemon"), || {
             self.child.try_wait().unwrap().is_some()
         });
+    }
+
+    /// Waits until the daemon ends by itself.
+    pub(crate) fn ended(&mut self) -> ExitStatus {
+        let host = self.host;
+        wait_for(&format!("{host}'s daemon to end by itself"), || {
+            self.child.try_wait().unwrap().is_some()
+        });
+        self.child.wait().unwrap()
+    }
+
+    /// Asks the daemon to read its files again (SIGHUP).
+    pub(crate) fn reload(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
     }
 
     /// The process.

@@ -147,7 +147,7 @@ fn connected(to: SocketAddr) -> UdpSocket {
     socket
 }
 
-/// Offers packets that must be encrypted without a pause: UDP, TCP SYNs and ICMP echoes, to IPv4 and IPv6 in turn.
+/// Offers packets that must be encrypted without a pause: UDP whole and in fragments, TCP SYNs and ICMP echoes, to IPv4 and IPv6 in turn.
 pub(crate) struct Blaster {
     offered: Arc<AtomicU64>,
     refused: Arc<AtomicU64>,
@@ -230,13 +230,15 @@ struct Sender {
 }
 
 impl Sender {
-    /// Four datagrams and an echo to either address; each tenth round a connection is opened.
+    /// Four datagrams, one that the kernel cuts into fragments, and an echo to either address; each tenth round a
+    /// connection is opened.
     fn round(&mut self, udp: &[UdpSocket; 2], icmp: &[Socket; 2]) {
-        let mut buffer = [0; 2048];
+        let (mut buffer, large) = ([0; 1 << 13], MARKER.repeat(4_000 / MARKER.len()));
         for ((udp, icmp), to) in udp.iter().zip(icmp).zip(self.to) {
             for _ in 0..4 {
                 self.note(udp.send(MARKER).map(drop));
             }
+            self.note(udp.send(&large).map(drop));
             while udp.recv(&mut buffer).is_ok() {}
             let to_host = SocketAddr::new(to.ip(), 0).into();
             self.note(
