@@ -23,10 +23,10 @@ mod leaks;
 mod life;
 #[path = "netns/mesh.rs"]
 mod mesh;
-#[path = "netns/repair.rs"]
-mod repair;
 #[path = "netns/refusals.rs"]
 mod refusals;
+#[path = "netns/repair.rs"]
+mod repair;
 #[path = "netns/rig.rs"]
 mod rig;
 #[path = "netns/traffic.rs"]
