@@ -31,11 +31,11 @@ doc:
 
 ## unit: the four rings; the fourth enters network namespaces and fails where it cannot
 unit:
-	$(CARGO) test --locked
+	netns/unchanged.sh $(CARGO) test --locked
 
 ## netns: only the fourth ring
 netns:
-	$(CARGO) test --locked --test netns
+	netns/unchanged.sh $(CARGO) test --locked --test netns
 
 shell:
 	shellcheck -x .ci/run .ci/setup $$(git ls-files 'netns/*.sh')
