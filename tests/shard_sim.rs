@@ -251,15 +251,8 @@ fn an_established_connection_survives_the_death_of_either_daemon() {
                 data
             );
             world.restart(dead);
-            let conntrack = FiveTuple {
-                protocol: protocol::TCP,
-                source: address(A),
-                source_port: 40_000,
-                destination: address(B),
-                destination_port: PORT,
-            };
             let now = world.now();
-            world.nodes[dead].shard.handle_seed(&[conntrack], now);
+            world.nodes[dead].shard.handle_seed(&[conntrack()], now);
             let received = transfer(
                 &mut world,
                 ends[sender],
@@ -269,6 +262,37 @@ fn an_established_connection_survives_the_death_of_either_daemon() {
             );
             assert_eq!(received, data, "daemon {dead} died, {sender} sends");
         }
+    }
+}
+
+#[test]
+fn a_restarted_daemon_redials_for_the_flows_of_conntrack_before_anybody_sends() {
+    for dead in [0, 1] {
+        let mut world = pair(14);
+        let (client, server) = connect(&mut world, A, B, 40_000);
+        let data = payload(2_000);
+        let received = transfer(&mut world, (0, client), (1, server), &data, SECOND * 5);
+        assert_eq!(received, data);
+        world.run_for(SECOND);
+        world.restart(dead);
+        world.nodes[dead].events.clear();
+        let now = world.now();
+        world.nodes[dead].shard.handle_seed(&[conntrack()], now);
+        let is_up = |event: &Event| matches!(event, Event::Tunnel(TunnelEvent::Up { .. }));
+        let redialled = world.run_until(SECOND, |world| world.nodes[dead].events.iter().any(is_up));
+        assert!(redialled.is_some(), "daemon {dead} waits for a packet");
+        assert_eq!(world.nodes[dead].shard.snapshot().flow_count, 1);
+    }
+}
+
+/// What the kernel remembers of the flow of [`connect`].
+fn conntrack() -> FiveTuple {
+    FiveTuple {
+        protocol: protocol::TCP,
+        source: address(A),
+        source_port: 40_000,
+        destination: address(B),
+        destination_port: PORT,
     }
 }
 

@@ -203,11 +203,16 @@ impl FlowTable {
 
     /// Notes the TCP flags of a flow's packet; a connection that ends is looked at again soon.
     pub fn note_flags(&mut self, tuple: &FiveTuple, flags: Option<TcpFlags>) {
+        // Most segments only acknowledge: they cost no second look at the table.
+        let Some(flags) = flags.filter(|flags| flags.is_syn() || flags.is_fin() || flags.is_rst())
+        else {
+            return;
+        };
         let Some(flow) = self.flows.get_mut(tuple) else {
             return;
         };
         let was_closing = flow.closing;
-        flow.note_flags(flags);
+        flow.note_flags(Some(flags));
         if flow.closing && !was_closing {
             let due = deadline(&self.limits, tuple, flow);
             let old = std::mem::replace(&mut flow.look, due);
