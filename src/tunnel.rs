@@ -183,11 +183,15 @@ impl Tunnels {
             .map_or(TunnelState::Idle, Tunnel::state)
     }
 
-    /// The session's datagram queue takes another super-packet (64 KiB) without dropping.
+    /// Another super-packet (64 KiB) need not wait outside: the session's queue takes it without dropping, or the peer is
+    /// silent and its queue is to drop rather than to stop everybody's device (performance.md §3, rule 5).
     pub fn has_room(&self, id: TunnelId) -> bool {
-        self.current(id)
-            .and_then(|handle| self.links.session(handle))
-            .is_some_and(|session| session.has_room())
+        let session = self
+            .current(id)
+            .and_then(|handle| self.links.session(handle));
+        session.is_some_and(|session| {
+            session.has_room() || self.now.is_some_and(|now| session.is_silent(now))
+        })
     }
 
     /// What a datagram may carry; `None` unless Up (or Draining with a session).

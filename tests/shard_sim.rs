@@ -389,6 +389,40 @@ fn packets_of_a_dead_peer_wait_within_bounds_and_the_sender_is_told() {
 }
 
 #[test]
+fn a_slow_peer_holds_the_device_back_and_a_dead_one_drops_its_own_queue() {
+    let mut world = pair(15);
+    let (client, _) = connect(&mut world, A, B, 40_000);
+    world.run_until(SECOND, |world| world.nodes[0].stack.tcp(client).may_send());
+    let mut packet = ipv4(protocol::UDP, [10, 0, 0, 1], [10, 0, 0, 2]);
+    packet.resize(1_400, 0);
+    packet[2..4].copy_from_slice(&1_400_u16.to_be_bytes());
+    packet[24..26].copy_from_slice(&1_380_u16.to_be_bytes());
+    // As fast as the device is read: the backlog of a path that answers stops the reading.
+    let fill = |world: &mut World| {
+        (0..40_000).any(|_| {
+            world.inject(0, &packet);
+            !world.nodes[0].shard.wants_device()
+        })
+    };
+    assert!(fill(&mut world), "nothing holds the device back");
+    assert_eq!(dropped(&mut world, 0, DropReason::QueueFull), 0);
+    world.run_for(SECOND);
+    assert!(world.nodes[0].shard.wants_device());
+    // The path dies. Nobody else's packets may wait for it.
+    world.cut.push(address("192.0.2.2"));
+    fill(&mut world);
+    world.run_for(SECOND);
+    for _ in 0..20_000 {
+        world.inject(0, &packet);
+        assert!(
+            world.nodes[0].shard.wants_device(),
+            "a dead peer stops the device"
+        );
+    }
+    assert!(dropped(&mut world, 0, DropReason::QueueFull) > 0);
+}
+
+#[test]
 fn the_same_seed_gives_the_same_decisions_and_events() {
     let story = || {
         let mut world = pair(12);

@@ -99,6 +99,7 @@ impl Links {
             DatagramEvent::ConnectionEvent(handle, event) => {
                 let session = self.sessions.get_mut(&handle)?;
                 session.connection.handle_event(event);
+                session.last_heard = now;
                 self.mark(handle);
                 Some(Routed::Connection(handle))
             }

@@ -33,6 +33,11 @@ const QUEUE_BOUND: usize = 1 << 20;
 /// A super-packet cut into datagrams, headers included, in bytes.
 const SUPER_PACKET: usize = 72 * 1024;
 
+/// A peer that was sent data and says nothing for so long, and so many round trips, is silent: its acknowledgements would
+/// come within one round trip and the 25 ms that it may hold them back.
+const SILENT: Duration = Duration::from_millis(200);
+const SILENT_ROUND_TRIPS: u32 = 4;
+
 /// How far a session has come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Stage {
@@ -79,6 +84,8 @@ pub(super) struct Session {
     /// Last inner packet, either way.
     pub(super) last_inner: Instant,
     pub(super) last_ping: Instant,
+    /// Last datagram of the peer, whatever was in it.
+    pub(super) last_heard: Instant,
     /// When the session itself, apart from quinn, has something to do.
     pub(super) wake: Option<Instant>,
     pub(super) planned_close: Option<PlannedClose>,
@@ -119,6 +126,7 @@ impl Session {
             up_at: None,
             last_inner: now,
             last_ping: now,
+            last_heard: now,
             wake: Some(now + HANDSHAKE_TIMEOUT),
             planned_close: None,
             max_datagram: None,
@@ -200,6 +208,11 @@ impl Session {
     /// The queue takes another super-packet.
     pub(super) const fn has_room(&self) -> bool {
         self.queue_bytes + SUPER_PACKET <= QUEUE_BOUND
+    }
+
+    /// The peer acknowledges nothing: what waits is not a slow path's backlog.
+    pub(super) fn is_silent(&self, now: Instant) -> bool {
+        self.last_heard + self.connection.rtt() * SILENT_ROUND_TRIPS + SILENT < now
     }
 
     /// Nothing waits, here or in quinn.
