@@ -1,7 +1,7 @@
 //! Packets that wait for their tunnel: bounded in packets, bytes, tunnels and time; the oldest goes first.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -51,7 +51,22 @@ struct Queue {
 pub struct Pending {
     limits: PendingLimits,
     queues: BTreeMap<TunnelId, Queue>,
+    /// Every queue by the age of its oldest frame.
+    ages: BTreeSet<(Instant, TunnelId)>,
     bytes: usize,
+}
+
+impl Queue {
+    fn oldest(&self) -> Option<Instant> {
+        self.frames.front().map(|waiting| waiting.since)
+    }
+
+    /// Drops the oldest frame and returns its bytes.
+    fn pop(&mut self) -> Option<usize> {
+        let len = self.frames.pop_front()?.frame.len();
+        self.bytes -= len;
+        Some(len)
+    }
 }
 
 impl Pending {
@@ -60,6 +75,7 @@ impl Pending {
         Self {
             limits,
             queues: BTreeMap::new(),
+            ages: BTreeSet::new(),
             bytes: 0,
         }
     }
@@ -69,6 +85,7 @@ impl Pending {
         let Self {
             limits,
             queues,
+            ages,
             bytes,
         } = self;
         let too_many = queues.len() >= limits.tunnels && !queues.contains_key(&tunnel);
@@ -76,17 +93,19 @@ impl Pending {
             return 1;
         }
         let queue = queues.entry(tunnel).or_default();
+        if let Some(since) = queue.oldest() {
+            ages.remove(&(since, tunnel));
+        }
         let mut dropped = 0;
         while queue.frames.len() >= limits.packets
             || queue.bytes + frame.len() > limits.bytes
             || *bytes + frame.len() > limits.total_bytes
         {
-            let Some(oldest) = queue.frames.pop_front() else {
+            let Some(len) = queue.pop() else {
                 queues.remove(&tunnel);
                 return dropped + 1;
             };
-            queue.bytes -= oldest.frame.len();
-            *bytes -= oldest.frame.len();
+            *bytes -= len;
             dropped += 1;
         }
         queue.bytes += frame.len();
@@ -95,6 +114,7 @@ impl Pending {
             frame: frame.into(),
             since: now,
         });
+        ages.extend(queue.oldest().map(|since| (since, tunnel)));
         dropped
     }
 
@@ -102,38 +122,40 @@ impl Pending {
     pub fn take(&mut self, tunnel: TunnelId) -> impl Iterator<Item = Box<[u8]>> + use<> {
         let queue = self.queues.remove(&tunnel).unwrap_or_default();
         self.bytes -= queue.bytes;
+        if let Some(since) = queue.oldest() {
+            self.ages.remove(&(since, tunnel));
+        }
         queue.frames.into_iter().map(|waiting| waiting.frame)
     }
 
     /// Drops what waited too long and returns how many frames that were.
     pub fn expire(&mut self, now: Instant) -> usize {
-        let Self {
-            limits,
-            queues,
-            bytes,
-        } = self;
+        let wait = self.limits.wait;
         let mut dropped = 0;
-        queues.retain(|_, queue| {
-            while let Some(oldest) = queue.frames.front()
-                && oldest.since + limits.wait <= now
-            {
-                queue.bytes -= oldest.frame.len();
-                *bytes -= oldest.frame.len();
-                queue.frames.pop_front();
+        while let Some(&(since, tunnel)) = self.ages.first()
+            && since + wait <= now
+        {
+            self.ages.pop_first();
+            let Some(queue) = self.queues.get_mut(&tunnel) else {
+                continue;
+            };
+            while queue.oldest().is_some_and(|since| since + wait <= now) {
+                self.bytes -= queue.pop().unwrap_or_default();
                 dropped += 1;
             }
-            !queue.frames.is_empty()
-        });
+            match queue.oldest() {
+                Some(since) => _ = self.ages.insert((since, tunnel)),
+                None => _ = self.queues.remove(&tunnel),
+            }
+        }
         dropped
     }
 
     /// When the oldest frame has waited too long.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.queues
-            .values()
-            .filter_map(|queue| queue.frames.front())
-            .map(|oldest| oldest.since + self.limits.wait)
-            .min()
+        self.ages
+            .first()
+            .map(|&(since, _)| since + self.limits.wait)
     }
 
     /// Bytes that wait in all.
@@ -211,5 +233,31 @@ mod tests {
         assert_eq!(pending.expire(now + Duration::from_secs(1)), 1);
         assert_eq!(pending.expire(now + Duration::from_secs(2)), 1);
         assert_eq!((pending.bytes(), pending.poll_timeout()), (0, None));
+    }
+
+    #[test]
+    fn the_oldest_of_all_queues_is_due_first() {
+        let (ids, now, step) = (tunnels(3), base(), Duration::from_millis(10));
+        let mut pending = Pending::new(PendingLimits {
+            packets: 2,
+            ..PendingLimits::default()
+        });
+        for (turn, tunnel) in (0..).zip([2, 0, 1, 2, 2, 0]) {
+            pending.push(ids[tunnel], &[0; 8], now + step * turn);
+            let oldest = pending.queues.values().filter_map(Queue::oldest).min();
+            assert_eq!(
+                pending.poll_timeout(),
+                oldest.map(|since| since + Duration::from_secs(1))
+            );
+        }
+        let due = |turn| Some(now + Duration::from_secs(1) + step * turn);
+        assert_eq!(pending.poll_timeout(), due(1));
+        assert_eq!(pending.take(ids[0]).count(), 2);
+        assert_eq!(pending.poll_timeout(), due(2));
+        assert_eq!(pending.expire(due(3).unwrap()), 2);
+        assert_eq!(pending.poll_timeout(), due(4));
+        assert_eq!(pending.take(ids[2]).count(), 1);
+        assert_eq!((pending.bytes(), pending.poll_timeout()), (0, None));
+        assert!(pending.queues.is_empty() && pending.ages.is_empty());
     }
 }

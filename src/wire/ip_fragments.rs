@@ -4,7 +4,7 @@
 //! first one, drops everything of the packet that is still to come (RFC 5722), so that it never becomes whole.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     mem,
     net::IpAddr,
     time::{Duration, Instant},
@@ -58,6 +58,8 @@ struct Tracked {
 #[derive(Debug, Default)]
 pub struct IpFragments {
     packets: BTreeMap<Key, Tracked>,
+    /// The same packets, the oldest first.
+    ages: BTreeSet<(Instant, Key)>,
     released: VecDeque<Vec<u8>>,
     /// Bytes in `held` of all packets and in `released`.
     held_bytes: usize,
@@ -87,7 +89,11 @@ impl IpFragments {
         };
         self.forget_old(now);
         self.make_room(&key);
-        let tracked = self.packets.entry(key).or_insert_with(|| Tracked::new(now));
+        let ages = &mut self.ages;
+        let tracked = self.packets.entry(key).or_insert_with(|| {
+            ages.insert((now, key));
+            Tracked::new(now)
+        });
         if tracked.tuple.is_none() && fragment.offset > 0 && !tracked.overlaps {
             return self.hold(key, packet.bytes());
         }
@@ -100,7 +106,7 @@ impl IpFragments {
         let flow = *tracked.tuple.get_or_insert(tuple);
         self.released.extend(mem::take(&mut tracked.held));
         if tracked.is_whole() {
-            self.packets.remove(&key);
+            self.forget(key);
         }
         FragmentVerdict::Tuple(flow)
     }
@@ -121,10 +127,7 @@ impl IpFragments {
 
     /// When the oldest packet is to be forgotten.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.packets
-            .values()
-            .map(|tracked| tracked.since + WAIT)
-            .min()
+        self.ages.first().map(|&(since, _)| since + WAIT)
     }
 
     fn hold(&mut self, key: Key, bytes: &[u8]) -> FragmentVerdict {
@@ -143,14 +146,15 @@ impl IpFragments {
         if self.packets.len() < MAX_PACKETS || self.packets.contains_key(key) {
             return;
         }
-        let oldest = self
-            .packets
-            .iter()
-            .min_by_key(|(_, tracked)| tracked.since)
-            .map(|(key, _)| *key);
-        if let Some(oldest) = oldest {
-            self.drop_held(oldest);
-            self.packets.remove(&oldest);
+        if let Some(&(_, oldest)) = self.ages.first() {
+            self.forget(oldest);
+        }
+    }
+
+    fn forget(&mut self, key: Key) {
+        self.drop_held(key);
+        if let Some(tracked) = self.packets.remove(&key) {
+            self.ages.remove(&(tracked.since, key));
         }
     }
 
@@ -163,20 +167,11 @@ impl IpFragments {
     }
 
     fn forget_old(&mut self, now: Instant) {
-        let Self {
-            packets,
-            held_bytes,
-            given_up,
-            ..
-        } = self;
-        packets.retain(|_, tracked| {
-            let stays = tracked.since + WAIT > now;
-            if !stays {
-                *held_bytes -= tracked.held.iter().map(Vec::len).sum::<usize>();
-                *given_up += tracked.held.len();
-            }
-            stays
-        });
+        while let Some(&(since, key)) = self.ages.first()
+            && since + WAIT <= now
+        {
+            self.forget(key);
+        }
     }
 }
 
@@ -490,6 +485,9 @@ mod tests {
                 }
                 let held: usize = fragments.packets.values().flat_map(|tracked| &tracked.held).map(Vec::len).sum();
                 prop_assert_eq!(held, fragments.held_bytes);
+                let mut ages: Vec<_> = fragments.packets.iter().map(|(key, tracked)| (tracked.since, *key)).collect();
+                ages.sort_unstable();
+                prop_assert_eq!(ages, fragments.ages.iter().copied().collect::<Vec<_>>());
                 for tracked in fragments.packets.values() {
                     let mut ranges = tracked.ranges.clone();
                     ranges.sort_unstable();
