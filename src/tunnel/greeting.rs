@@ -266,6 +266,10 @@ impl Tunnels {
         self.arm(id);
         self.choose(id);
         self.announce(handle, id);
+        // Dialled before the drain began: the peer has not heard of it.
+        if let Some(reason) = self.draining.clone() {
+            self.send_drain(handle, &reason, now);
+        }
     }
 
     /// A newer session takes over. Simultaneous dials, which go in opposite directions and began before either was up,

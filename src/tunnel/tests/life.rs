@@ -160,6 +160,26 @@ fn a_draining_host_closes_its_sessions_and_opens_no_others() {
 }
 
 #[test]
+fn a_session_that_comes_up_after_the_drain_began_drains_too() {
+    let mut world = World::new(59);
+    world.open(ALICE);
+    let now = world.now;
+    world.hosts[ALICE].tunnels.drain("upgrade", now);
+    world.run(SECOND / 2);
+    assert_eq!((ups(&world, ALICE), ups(&world, BOB)), (1, 1));
+    for host in [ALICE, BOB] {
+        assert_eq!(world.state(host), TunnelState::Draining);
+    }
+    // What waited for the session still crosses.
+    world.send(ALICE, b"\0\0late");
+    world.run(SECOND / 10);
+    assert_eq!(world.received(BOB), ["\0\0late"]);
+    world.run(5 * SECOND);
+    assert_eq!(world.state(ALICE), TunnelState::Idle);
+    assert_eq!(downs(&world, ALICE), ["idle"]);
+}
+
+#[test]
 fn a_session_survives_a_rebound_nat_port() {
     let mut world = World::new(46);
     world.connect();
