@@ -25,7 +25,7 @@ use crate::{
     wire::{DropCounts, DropReason, FiveTuple, ip_fragments::IpFragments},
 };
 
-pub use answer::{AnswerKind, Answers};
+pub use answer::{AnswerKind, Answers, AnswersByTunnel};
 pub use flows::{Flow, FlowLimits, FlowTable, Opener};
 pub use pending::{Pending, PendingLimits};
 pub use verdict::{Egress, EngineEvent, Ingress};
@@ -49,7 +49,7 @@ pub struct Engine {
     /// By tunnel: no peer fills, mixes with or releases another's.
     ingress_fragments: BTreeMap<TunnelId, IpFragments>,
     answers: Answers,
-    refusals: Answers,
+    refusals: AnswersByTunnel,
     drops: DropCounts,
     events: VecDeque<EngineEvent>,
 }
@@ -67,7 +67,7 @@ impl Engine {
             egress_fragments: IpFragments::new(),
             ingress_fragments: BTreeMap::new(),
             answers: Answers::default(),
-            refusals: Answers::default(),
+            refusals: AnswersByTunnel::default(),
             drops: DropCounts::default(),
             events: VecDeque::new(),
         }
@@ -150,6 +150,7 @@ impl Engine {
         for _ in 0..expired {
             self.drops.add(DropReason::FragmentTimeout);
         }
+        self.refusals.forget_full(now);
     }
 
     /// When [`Self::handle_timeout`] is due.

@@ -1,8 +1,14 @@
 //! What the sender of a refused packet is told, and how often: RST for TCP, an ICMP error for the rest.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
-use crate::wire::{DropReason, icmp, packet::Packet, protocol};
+use crate::{
+    registry::TunnelId,
+    wire::{DropReason, icmp, packet::Packet, protocol},
+};
 
 /// A token bucket: 100 answers a second, 50 at once (wire.md §6).
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +32,13 @@ impl Default for Answers {
 impl Answers {
     /// Takes a token if there is one.
     pub fn allow(&mut self, now: Instant) -> bool {
+        self.refill(now);
+        let allowed = self.tokens > 0;
+        self.tokens = self.tokens.saturating_sub(1);
+        allowed
+    }
+
+    fn refill(&mut self, now: Instant) {
         let refilled = *self.refilled.get_or_insert(now);
         let gained = now.saturating_duration_since(refilled).as_millis() / INTERVAL.as_millis();
         let gained = u32::try_from(gained).unwrap_or(u32::MAX);
@@ -37,9 +50,46 @@ impl Answers {
                 refilled + INTERVAL * gained
             });
         }
-        let allowed = self.tokens > 0;
-        self.tokens = self.tokens.saturating_sub(1);
-        allowed
+    }
+}
+
+/// A bucket of [`Answers`] for each tunnel: a peer that sends what is refused silences itself alone.
+#[derive(Debug, Default)]
+pub struct AnswersByTunnel {
+    buckets: BTreeMap<TunnelId, Answers>,
+}
+
+/// Tunnels with a bucket that is not full; a peer beyond them gets no answers.
+const MAX_BUCKETS: usize = 1_024;
+
+impl AnswersByTunnel {
+    /// Takes a token of `tunnel` if there is one.
+    pub fn allow(&mut self, tunnel: TunnelId, now: Instant) -> bool {
+        if self.buckets.len() >= MAX_BUCKETS && !self.buckets.contains_key(&tunnel) {
+            self.forget_full(now);
+            if self.buckets.len() >= MAX_BUCKETS {
+                return false;
+            }
+        }
+        self.buckets.entry(tunnel).or_default().allow(now)
+    }
+
+    /// Forgets full buckets: without one a tunnel begins with a full one.
+    pub fn forget_full(&mut self, now: Instant) {
+        self.buckets.retain(|_, answers| {
+            answers.refill(now);
+            answers.tokens < BURST
+        });
+    }
+
+    /// Buckets that are kept.
+    pub fn len(&self) -> usize {
+        self.buckets.len()
+    }
+
+    /// Whether no bucket is kept.
+    pub fn is_empty(&self) -> bool {
+        self.buckets.is_empty()
     }
 }
 
@@ -107,6 +157,7 @@ impl AnswerKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::{KeyTable, TunnelKey};
 
     #[test]
     fn answers_are_limited_and_refill() {
@@ -122,5 +173,29 @@ mod tests {
         assert!(!answers.allow(start + Duration::from_millis(10)));
         let later = start + Duration::from_secs(60);
         assert_eq!((0..100).filter(|_| answers.allow(later)).count(), 50);
+    }
+
+    #[test]
+    fn buckets_of_tunnels_are_bounded_and_make_room() {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a test needs some instant to count from"
+        )]
+        let now = Instant::now();
+        let mut keys = KeyTable::default();
+        let ids: Vec<_> = (0..=1_024)
+            .map(|port| {
+                keys.id(&TunnelKey {
+                    local: "spiffe://td/a".parse().unwrap(),
+                    peer: "spiffe://td/b".parse().unwrap(),
+                    gateway: ([192, 0, 2, 1], port).into(),
+                })
+            })
+            .collect();
+        let mut answers = AnswersByTunnel::default();
+        let allowed = ids.iter().filter(|&&id| answers.allow(id, now)).count();
+        assert_eq!((allowed, answers.len()), (MAX_BUCKETS, MAX_BUCKETS));
+        assert!(answers.allow(ids[1_024], now + INTERVAL));
+        assert_eq!(answers.len(), 1);
     }
 }

@@ -32,14 +32,21 @@ impl Engine {
         keys: &KeyTable,
     ) -> Ingress {
         let Some(key) = keys.key(tunnel) else {
-            return self.drop_ingress(packet.five_tuple(), DropReason::ForeignSource, None, now);
+            return self.drop_ingress(
+                tunnel,
+                packet.five_tuple(),
+                DropReason::ForeignSource,
+                None,
+                now,
+            );
         };
         if is_martian(packet.source()) || is_martian(packet.destination()) {
-            return self.drop_ingress(packet.five_tuple(), DropReason::Martian, None, now);
+            return self.drop_ingress(tunnel, packet.five_tuple(), DropReason::Martian, None, now);
         }
         if self.policy.local_identity(packet.destination()) != Some(&key.local) {
             let code = FlowRefusedCode::UnknownDestination;
             return self.drop_ingress(
+                tunnel,
                 packet.five_tuple(),
                 DropReason::ForeignDestination,
                 Some((code, None)),
@@ -54,6 +61,7 @@ impl Engine {
         {
             let code = FlowRefusedCode::UnknownSource;
             return self.drop_ingress(
+                tunnel,
                 packet.five_tuple(),
                 DropReason::ForeignSource,
                 Some((code, None)),
@@ -98,7 +106,7 @@ impl Engine {
             FragmentVerdict::Tuple(tuple) => Ok(tuple),
             FragmentVerdict::Held => Err(Ingress::Held),
             FragmentVerdict::Drop(reason) => {
-                Err(self.drop_ingress(packet.five_tuple(), reason, None, now))
+                Err(self.drop_ingress(tunnel, packet.five_tuple(), reason, None, now))
             }
         }
     }
@@ -142,7 +150,7 @@ impl Engine {
         {
             let code = FlowRefusedCode::UnknownSource;
             let refusal = Some((code, None));
-            return self.drop_ingress(tuple, DropReason::ForeignSource, refusal, now);
+            return self.drop_ingress(tunnel, tuple, DropReason::ForeignSource, refusal, now);
         }
         let is_reply = matches!(known, Some((Opener::Local, other)) if same_pair(other));
         let as_reply = is_reply
@@ -156,7 +164,7 @@ impl Engine {
             Ok(opened) => opened,
             Err(Refusal { reason, code, why }) => {
                 self.flows.remove(&local);
-                return self.drop_ingress(tuple, reason, Some((code, Some(why))), now);
+                return self.drop_ingress(tunnel, tuple, reason, Some((code, Some(why))), now);
             }
         };
         let mut flow = Flow::new(
@@ -169,7 +177,7 @@ impl Engine {
         flow.counts.bytes_received = packet.bytes().len() as u64;
         flow.note_flags(packet.tcp_flags());
         if let Err(reason) = self.flows.insert(local, flow) {
-            return self.drop_ingress(tuple, reason, None, now);
+            return self.drop_ingress(tunnel, tuple, reason, None, now);
         }
         if known.is_none() {
             self.push_event(EngineEvent::FlowOpened {
@@ -237,13 +245,14 @@ impl Engine {
 
     fn drop_ingress(
         &mut self,
+        tunnel: TunnelId,
         tuple: FiveTuple,
         reason: DropReason,
         refusal: Option<(FlowRefusedCode, Option<Arc<Why>>)>,
         now: Instant,
     ) -> Ingress {
         self.drops.add(reason);
-        if !self.refusals.allow(now) {
+        if !self.refusals.allow(tunnel, now) {
             return Ingress::Drop {
                 reason,
                 refused: None,

@@ -385,6 +385,37 @@ fn a_refusal_holds_for_its_own_tunnel_and_for_a_while() {
 }
 
 #[test]
+fn a_peer_that_is_refused_too_often_silences_itself_alone() {
+    let mut rig = rig("STRICT");
+    let (b, c) = (rig.b(), rig.c());
+    let told = |rig: &mut Rig, tunnel| {
+        let packet = tcp("10.9.9.9", A, [1, PORT], SYN);
+        let told = matches!(
+            rig.bring(tunnel, &packet),
+            Ingress::Drop {
+                reason: DropReason::ForeignSource,
+                refused: Some(_),
+            }
+        );
+        assert_eq!(
+            rig.engine.poll_event().is_some(),
+            told,
+            "the log says what the peer is told"
+        );
+        told
+    };
+    assert_eq!((0..200).filter(|_| told(&mut rig, b)).count(), 50);
+    assert_eq!((0..200).filter(|_| told(&mut rig, c)).count(), 50);
+    rig.now += Duration::from_millis(10);
+    assert!(told(&mut rig, b));
+    assert!(!told(&mut rig, b));
+    assert_eq!(rig.engine.refusals.len(), 2);
+    rig.now += Duration::from_millis(500);
+    rig.engine.handle_timeout(rig.now);
+    assert!(rig.engine.refusals.is_empty(), "full buckets are not kept");
+}
+
+#[test]
 fn another_policy_decides_live_flows_again() {
     let mut rig = rig("PERMISSIVE");
     let tunnel = rig.tunnel_of(&tcp(A, B, [1000, PORT], SYN));
