@@ -11,6 +11,8 @@
 mod bad_luck;
 #[path = "netns/capture.rs"]
 mod capture;
+#[path = "netns/datagrams.rs"]
+mod datagrams;
 #[path = "netns/foreign.rs"]
 mod foreign;
 #[path = "hostile/peer.rs"]

@@ -10,6 +10,7 @@ use identun::{
     identity::sni,
     wire::capsule::{Capsule, PeerFlags},
 };
+use quinn::Connection;
 
 use crate::{
     capture::{CONTROL_PORT, Capture, MARKER},
@@ -102,7 +103,8 @@ fn an_authenticated_peer_that_lies_about_inner_addresses_delivers_nothing() {
     );
 }
 
-async fn lie(socket: UdpSocket, credentials: &Credentials, echo: &Echo) {
+/// A session of the client's identity with the server's daemon, up.
+pub(crate) async fn session(socket: UdpSocket, credentials: &Credentials) -> (Connection, Control) {
     let id = |account: &str| {
         format!("spiffe://cluster.local/ns/default/sa/{account}")
             .parse()
@@ -115,6 +117,21 @@ async fn lie(socket: UdpSocket, credentials: &Credentials, echo: &Echo) {
         .unwrap();
     let mut control = Control::hello(&connection, &id("client"), &id("server")).await;
     assert!(matches!(control.hear().await, Some(Capsule::Ready { .. })));
+    (connection, control)
+}
+
+/// Waits until the echo had `count` datagrams in all.
+pub(crate) async fn arrived(echo: &Echo, count: u64) {
+    let arrived = tokio::time::timeout(PATIENCE, async {
+        while echo.datagrams() < count {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    });
+    arrived.await.expect("the honest packet arrives");
+}
+
+async fn lie(socket: UdpSocket, credentials: &Credentials, echo: &Echo) {
+    let (connection, _control) = session(socket, credentials).await;
     let send = |source: &str, destination: &str| {
         let mut datagram = vec![0, 0];
         datagram.extend(udp(source.parse().unwrap(), destination.parse().unwrap()));
@@ -122,12 +139,7 @@ async fn lie(socket: UdpSocket, credentials: &Credentials, echo: &Echo) {
     };
     let honest = async |count| {
         send(CLIENT_4, SERVER_4);
-        let arrived = tokio::time::timeout(PATIENCE, async {
-            while echo.datagrams() < count {
-                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-            }
-        });
-        arrived.await.expect("the honest packet arrives");
+        arrived(echo, count).await;
     };
     honest(1).await;
     for (source, destination, _) in LIES {
@@ -189,14 +201,14 @@ fn a_client_refuses_whoever_cannot_prove_the_wanted_identity() {
     );
 }
 
-fn credentials(rig: &Rig, host: &str, account: &str) -> Credentials {
+pub(crate) fn credentials(rig: &Rig, host: &str, account: &str) -> Credentials {
     let read =
         |end: &str| fs::read(rig.path(&format!("{host}/{account}/{account}.{end}"))).unwrap();
     Credentials::from_pem(&read("pem"), &read("key"))
 }
 
 /// A UDP packet from [`CONTROL_PORT`] to [`PORT`] with the marker and all its checksums.
-fn udp(source: IpAddr, destination: IpAddr) -> Vec<u8> {
+pub(crate) fn udp(source: IpAddr, destination: IpAddr) -> Vec<u8> {
     let len = u16::try_from(8 + MARKER.len()).unwrap();
     let mut segment = [CONTROL_PORT + 1, PORT, len, 0]
         .map(u16::to_be_bytes)
