@@ -1,15 +1,34 @@
 //! Everything that goes through the tunnel arrives intact, and the tunnel's own counters say that it went through it.
 
-use std::{fs, io::Write, process::Stdio, time::Duration};
+use std::{
+    fs,
+    io::{ErrorKind, Read, Write},
+    net::TcpStream,
+    process::Stdio,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
 
 use crate::{
     capture::Capture,
+    life::connect,
     mesh::{BULK_PORT, CLIENT_4, PORT, SERVER_4, SERVER_6, STRICT},
     rig::{PATIENCE, Rig, in_namespace, in_namespaces, wait_for},
     traffic::{Echo, control, udp_echo},
 };
 
 const GIGABYTE: u64 = 1_000_000_000;
+const MEGABYTE: u64 = 1_000_000;
+/// Of a length and a content that no lost or doubled segment leaves in step.
+const PATTERN: [u8; 4_099] = {
+    let mut pattern = [0; 4_099];
+    let mut at = 0;
+    while at < pattern.len() {
+        pattern[at] = (at % 251) as u8;
+        at += 1;
+    }
+    pattern
+};
 
 #[test]
 fn a_gigabyte_a_tls_session_a_thousand_requests_and_udp_of_every_size_arrive_intact() {
@@ -201,7 +220,7 @@ fn udp_sizes(rig: &Rig) {
 fn tcp_goes_on_over_paths_of_every_size() {
     in_namespaces("transfers::tcp_goes_on_over_paths_of_every_size", |rig| {
         rig.standard(STRICT);
-        for mtu in ["1280", "1348", "1400", "9000"] {
+        for mtu in ["1280", "1348", "1400", "1500", "9000"] {
             for (host, device) in [
                 ("wire", "server"),
                 ("server", "eth0"),
@@ -228,6 +247,7 @@ fn a_path_that_shrinks_without_a_word_does_not_stop_tcp_and_poisons_no_route() {
         |rig| {
             rig.standard(STRICT);
             let daemons = (rig.start("server"), rig.start("client"));
+            let (up, down) = (connect(SERVER_4), connect(SERVER_6));
             exchange(&rig);
             // The wire takes no more than 1,300 bytes and says nothing about it.
             let black_hole = "table inet hole {\n chain f {\n type filter hook forward priority 0\n meta length > 1300 drop\n }\n}\n";
@@ -249,10 +269,11 @@ fn a_path_that_shrinks_without_a_word_does_not_stop_tcp_and_poisons_no_route() {
                     ],
                 );
             }
-            rig.on("wire", &["nft", "-f", &rules]);
-            let started = std::time::Instant::now();
+            // One connection sends up, the other down: each direction has to find out for itself.
+            let shrink = || drop(rig.on("wire", &["nft", "-f", &rules]));
+            let pauses = stream_through([(up.0, up.1), (down.1, down.0)], shrink);
+            println!("established connections paused for {pauses:?} when the path shrank");
             exchange(&rig);
-            println!("went on {:?} after the path shrank", started.elapsed());
             for (host, peer) in [("client", SERVER_4), ("server", CLIENT_4)] {
                 let route = rig.on(host, &["ip", "route", "get", peer]);
                 assert!(
@@ -265,6 +286,56 @@ fn a_path_that_shrinks_without_a_word_does_not_stop_tcp_and_poisons_no_route() {
     );
 }
 
+/// Streams from the first to the second end of each connection, before, while and after `change` is made; the longest
+/// pause of each.
+fn stream_through(
+    connections: [(TcpStream, TcpStream); 2],
+    change: impl FnOnce(),
+) -> [Duration; 2] {
+    let enough = AtomicBool::new(false);
+    let received = [AtomicU64::new(0), AtomicU64::new(0)];
+    let wait_for_more = |bytes: u64| {
+        let goals = received.each_ref().map(|count| count.load(Relaxed) + bytes);
+        wait_for("the established connections to go on", || {
+            std::iter::zip(&received, goals).all(|(count, goal)| count.load(Relaxed) >= goal)
+        });
+    };
+    std::thread::scope(|scope| {
+        let readers = std::iter::zip(connections, &received).map(|((mut from, to), count)| {
+            let enough = &enough;
+            scope.spawn(move || {
+                while !enough.load(Relaxed) {
+                    from.write_all(&PATTERN).unwrap();
+                }
+            });
+            scope.spawn(move || longest_pause(to, count))
+        });
+        let readers: Vec<_> = readers.collect();
+        wait_for_more(MEGABYTE);
+        change();
+        // More than all buffers hold: it was sent after the change.
+        wait_for_more(16 * MEGABYTE);
+        enough.store(true, Relaxed);
+        let pauses: Vec<_> = readers.into_iter().map(|r| r.join().unwrap()).collect();
+        pauses.try_into().unwrap()
+    })
+}
+
+/// Reads [`PATTERN`] again and again until the end; the longest time without a byte.
+fn longest_pause(mut from: TcpStream, count: &AtomicU64) -> Duration {
+    let (mut longest, mut buffer) = (Duration::ZERO, [0; PATTERN.len()]);
+    loop {
+        let started = Instant::now();
+        match from.read_exact(&mut buffer) {
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return longest,
+            result => result.unwrap(),
+        }
+        longest = longest.max(started.elapsed());
+        assert!(buffer == PATTERN);
+        count.fetch_add(buffer.len() as u64, Relaxed);
+    }
+}
+
 /// Half a megabyte there and back over one connection, and UDP that must be cut.
 fn exchange(rig: &Rig) {
     let _ = rig;
@@ -273,14 +344,14 @@ fn exchange(rig: &Rig) {
     for to in [SERVER_4, SERVER_6] {
         in_namespace("client", || {
             let to = std::net::SocketAddr::new(to.parse().unwrap(), PORT);
-            let mut stream = std::net::TcpStream::connect_timeout(&to, PATIENCE).unwrap();
+            let mut stream = TcpStream::connect_timeout(&to, PATIENCE).unwrap();
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             let data = vec![0xa5; 500_000];
             let mut reader = stream.try_clone().unwrap();
             std::thread::scope(|scope| {
                 scope.spawn(|| stream.write_all(&data).unwrap());
                 let mut back = vec![0; data.len()];
-                std::io::Read::read_exact(&mut reader, &mut back).unwrap();
+                Read::read_exact(&mut reader, &mut back).unwrap();
                 assert!(back == data);
             });
         });
