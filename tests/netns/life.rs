@@ -237,6 +237,7 @@ fn the_hosts_own_plaintext_business_goes_on_under_strict() {
                 for host in ["client", "server"] {
                     crate::traffic::udp_echo(host, (to, 53), b"a query", PATIENCE).unwrap();
                     tcp_echo(host, (to, 80), PATIENCE).unwrap();
+                    assert!(crate::traffic::ping(host, to), "{host} pings {to}");
                 }
             }
             // A download that is under way outlives a restart and the loss of conntrack.
