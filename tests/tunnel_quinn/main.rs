@@ -16,7 +16,12 @@ use bytes::Bytes;
 use identun::{
     identity::{Identities, VerifyError, sni, tls},
     tunnel::{DialError, TunnelEvent},
-    wire::capsule::{Capsule, CapsuleReader, Hello, PeerFlags, RefusedCode},
+    wire::{
+        FiveTuple,
+        capsule::{
+            Capsule, CapsuleReader, FlowRefused, FlowRefusedCode, Hello, PeerFlags, RefusedCode,
+        },
+    },
 };
 use ours::{Mesh, Ours, Out, clock, id};
 use quinn::{
@@ -194,6 +199,80 @@ async fn datagrams_before_hello_reach_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_hello_for_a_destination_that_was_not_dialled_is_refused() {
+    let (ours, connection, (mut send, mut recv)) = bob().await;
+    send.write_all(&encode(&[hello("bob", "carol")]))
+        .await
+        .unwrap();
+    let capsule = next_capsule(&mut recv).await;
+    assert!(
+        matches!(
+            capsule,
+            Capsule::Refused {
+                code: RefusedCode::BadIdentity,
+                ..
+            }
+        ),
+        "{capsule:?}"
+    );
+    let event = ours.next_event();
+    assert!(
+        matches!(event, TunnelEvent::IncomingRefused { .. }),
+        "{event:?}"
+    );
+    application_close(&connection).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_capsules_are_skipped_and_the_session_stays_up() {
+    let (ours, connection, (mut send, mut recv)) = bob().await;
+    let strange = [0x01, 0x02, 0x03, 0x1d77].map(|kind| Capsule::Unknown { kind });
+    // The last of them has a value, and of a length in two bytes.
+    let long = [&[0x5d, 0x78, 0x40, 0x80][..], &[0x1d; 128]].concat();
+    for bytes in [
+        encode(&[hello("bob", "alice")]),
+        encode(&strange),
+        long,
+        encode(&strange),
+    ] {
+        send.write_all(&bytes).await.unwrap();
+    }
+    assert!(matches!(
+        next_capsule(&mut recv).await,
+        Capsule::Ready { .. }
+    ));
+    assert!(matches!(ours.next_event(), TunnelEvent::Up { .. }));
+    // What follows them on the stream is understood: they have been read, and no byte too many.
+    let refused = FlowRefused {
+        code: FlowRefusedCode::NoMatchingAllow,
+        tuple: FiveTuple {
+            protocol: 6,
+            source: [10, 0, 0, 1].into(),
+            destination: [10, 0, 0, 2].into(),
+            source_port: 40_000,
+            destination_port: 80,
+        },
+        reason: "after the strange ones".into(),
+    };
+    send.write_all(&encode(&[Capsule::FlowRefused(refused.clone())]))
+        .await
+        .unwrap();
+    let event = ours.next_event();
+    assert!(
+        matches!(&event, TunnelEvent::FlowRefused { refused: told, .. } if *told == refused),
+        "{event:?}"
+    );
+    connection
+        .send_datagram(Bytes::from_static(b"\0\0still up"))
+        .unwrap();
+    let Out::Datagram(datagram) = ours.next() else {
+        panic!()
+    };
+    assert_eq!(datagram, "\0\0still up");
+    assert_eq!(connection.close_reason(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn clients_that_break_the_capsule_rules_are_closed() {
     let greeting = || hello("bob", "alice");
     let drain = || Capsule::Drain {
@@ -333,6 +412,35 @@ async fn a_server_with_another_identity_gets_nothing_and_both_are_named() {
     assert!(text.contains(id("bob").as_str()), "{text}");
     assert_eq!(presented, Some(id("impostor").to_string()));
     assert!(issuer.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_may_open_no_stream_and_their_session_stays_up() {
+    let mesh = Mesh::new();
+    let ours = Ours::start(mesh.identities("alice", &mesh));
+    let (endpoint, address) = server(&mesh, "bob");
+    ours.open("bob", address);
+    let connection = endpoint.accept().await.unwrap().await.unwrap();
+    let (mut send, mut recv) = connection.accept_bi().await.unwrap();
+    assert_eq!(next_capsule(&mut recv).await, hello("alice", "bob"));
+    let ready = Capsule::Ready {
+        version: 1,
+        flags: PeerFlags::ALL,
+    };
+    send.write_all(&encode(&[ready])).await.unwrap();
+    assert!(matches!(ours.next_event(), TunnelEvent::Up { .. }));
+    ours.send(b"\0\0ping");
+    assert_eq!(connection.read_datagram().await.unwrap(), "\0\0ping");
+    // The other end has no credit for a stream, and gets none.
+    let opened = tokio::select! {
+        biased;
+        _ = connection.open_bi() => true,
+        _ = connection.open_uni() => true,
+        () = std::future::ready(()) => false,
+    };
+    assert!(!opened);
+    ours.send(b"\0\0pong");
+    assert_eq!(connection.read_datagram().await.unwrap(), "\0\0pong");
 }
 
 /// A server that holds the identity and answers HELLO with these bytes; why our dial failed.
