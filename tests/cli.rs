@@ -108,6 +108,30 @@ fn the_readme_s_files_pass_check() {
     );
 }
 
+#[test]
+fn check_lists_local_addresses_that_belong_to_no_workload() {
+    let dir = mesh();
+    let check = |addresses: &str| {
+        write_daemon(dir.path(), "");
+        let file = dir.path().join("daemon.yaml");
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(&file, text.replace("[10.0.0.1]", addresses)).unwrap();
+        let output = identun(dir.path(), &["check", "--config", "daemon.yaml"]);
+        assert_eq!(code(&output), 0, "{}", stdout(&output));
+        stdout(&output)
+    };
+    let bare = |address: &str| format!("the local address `{address}` belongs to no workload");
+    let text = check("[10.0.0.1, 198.51.100.7, 'fd00::7']");
+    for address in ["198.51.100.7", "fd00::7"] {
+        assert!(
+            text.contains("warning[IDT0562]") && text.contains(&bare(address)),
+            "{text}"
+        );
+    }
+    assert!(!text.contains(&bare("10.0.0.1")), "{text}");
+    assert!(!check("[10.0.0.1]").contains("IDT0562"));
+}
+
 /// What the README tells a newcomer to type, typed.
 #[test]
 fn the_readme_s_commands_make_files_that_pass_check() {
