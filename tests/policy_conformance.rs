@@ -104,7 +104,7 @@ fn expect_flows(resources: &Resources, flows: &[(&str, &str, Outcome)]) {
 
 #[test]
 fn p06_an_empty_mesh_policy_makes_everything_plaintext() {
-    let all = [(A, B), (NAKED, B), (A, NAKED), (NAKED, A)]
+    let all = [(A, B), (NAKED, B), (A, NAKED), (NAKED, A), (NAKED, NAKED)]
         .map(|(from, to)| (from, to, Outcome::Plaintext));
     expect_flows(&with_rules(Some(Mode::Disable), vec![]), &all);
 }
@@ -132,7 +132,8 @@ fn p12_permissive_servers_take_both() {
 
 #[test]
 fn p13_mtls_off_on_both_sides() {
-    let all = [(A, B), (NAKED, B), (A, NAKED)].map(|(from, to)| (from, to, Outcome::Plaintext));
+    let all = [(A, B), (NAKED, B), (A, NAKED), (NAKED, NAKED)]
+        .map(|(from, to)| (from, to, Outcome::Plaintext));
     expect_flows(
         &with_rules(Some(Mode::Disable), vec![global(DISABLE)]),
         &all,
@@ -170,6 +171,28 @@ fn the_client_column_of_the_table_against_each_server() {
                 "outside -> {destination} {server}"
             );
         }
+    }
+}
+
+#[test]
+fn p25_a_wildcard_of_more_labels_wins_over_one_of_fewer() {
+    let mut resources = with_rules(
+        Some(Mode::Strict),
+        vec![
+            rule("istio-system", "a", "*.com", DISABLE),
+            rule("istio-system", "b", "*.foo.com", IM),
+        ],
+    );
+    for (at, host) in [(1, "bar.foo.com"), (2, "foo.com")] {
+        resources.service_entries[at].hosts = vec![host.into()];
+    }
+    let compiled = on_a(&resources, &alpha());
+    let chosen = |address: &str| {
+        let explained = compiled.explain(ip(A), ip(address), 6, Some(80));
+        explained.client_rule.unwrap().to_string()
+    };
+    for (address, expected) in [(B, "istio-system/b "), (NAKED, "istio-system/a ")] {
+        assert!(chosen(address).contains(expected), "{}", chosen(address));
     }
 }
 
