@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{ErrorKind, Read, Write},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     process::Stdio,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     time::{Duration, Instant},
@@ -12,7 +12,7 @@ use std::{
 use crate::{
     capture::Capture,
     life::connect,
-    mesh::{BULK_PORT, CLIENT_4, PORT, SERVER_4, SERVER_6, STRICT},
+    mesh::{BULK_PORT, CLIENT_4, CLIENT_6, PORT, SERVER_4, SERVER_6, STRICT},
     rig::{PATIENCE, Rig, in_namespace, in_namespaces, wait_for},
     traffic::{Echo, control, udp_echo},
 };
@@ -271,7 +271,15 @@ fn a_path_that_shrinks_without_a_word_does_not_stop_tcp_and_poisons_no_route() {
             }
             // One connection sends up, the other down: each direction has to find out for itself.
             let shrink = || drop(rig.on("wire", &["nft", "-f", &rules]));
+            let inner = || {
+                [("client", SERVER_4), ("server", CLIENT_6)]
+                    .map(|(host, peer)| inner_mtu(&rig, host, peer))
+            };
+            wait_for("the sessions to find the path's size", || {
+                inner().iter().all(|mtu| *mtu > 1_300)
+            });
             let pauses = stream_through([(up.0, up.1), (down.1, down.0)], shrink);
+            assert!(inner().iter().all(|mtu| *mtu < 1_300), "{:?}", inner());
             println!("established connections paused for {pauses:?} when the path shrank");
             exchange(&rig);
             for (host, peer) in [("client", SERVER_4), ("server", CLIENT_4)] {
@@ -284,6 +292,17 @@ fn a_path_that_shrinks_without_a_word_does_not_stop_tcp_and_poisons_no_route() {
             drop(daemons);
         },
     );
+}
+
+/// What an inner packet may be in the session of `host` with the peer at `address`.
+fn inner_mtu(rig: &Rig, host: &str, address: &str) -> u64 {
+    let remote = SocketAddr::new(address.parse().unwrap(), 15_008).to_string();
+    let status = rig.status(host).unwrap();
+    let tunnels = status["tunnels"].as_array().unwrap();
+    let of_peer = |tunnel: &&serde_json::Value| tunnel["remote"] == remote.as_str();
+    tunnels.iter().find(of_peer).unwrap()["inner_mtu"]
+        .as_u64()
+        .unwrap()
 }
 
 /// Streams from the first to the second end of each connection, before, while and after `change` is made; the longest
@@ -343,7 +362,7 @@ fn exchange(rig: &Rig) {
     ECHO.call_once(|| drop(Echo::start("server", PORT)));
     for to in [SERVER_4, SERVER_6] {
         in_namespace("client", || {
-            let to = std::net::SocketAddr::new(to.parse().unwrap(), PORT);
+            let to = SocketAddr::new(to.parse().unwrap(), PORT);
             let mut stream = TcpStream::connect_timeout(&to, PATIENCE).unwrap();
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             let data = vec![0xa5; 500_000];
