@@ -235,20 +235,20 @@ impl Tunnels {
             session
                 .control
                 .send_refusal(&Capsule::FlowRefused(refused), now);
-            self.links.refresh(handle);
+            self.links.refresh(handle, now);
         }
     }
 
     /// While flows live, sessions are kept alive, and a lost one is dialled again without a packet asking for it.
     pub fn set_live_flows(&mut self, id: TunnelId, live: bool) {
-        let Some(tunnel) = self.tunnels.get_mut(&id) else {
+        let (Some(tunnel), Some(now)) = (self.tunnels.get_mut(&id), self.now) else {
             return;
         };
         tunnel.live = live;
         for handle in tunnel.up.clone() {
             if let Some(session) = self.links.session_mut(handle) {
-                session.wake = self.now;
-                self.links.refresh(handle);
+                session.wake = Some(now);
+                self.links.refresh(handle, now);
             }
         }
     }
@@ -322,7 +322,7 @@ impl Tunnels {
         }
         self.read_control(handle, now, keys);
         self.receive(handle, now);
-        self.links.refresh(handle);
+        self.links.refresh(handle, now);
     }
 
     /// Takes every inner datagram out: quinn drops the oldest when its buffer is full.

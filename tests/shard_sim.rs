@@ -239,6 +239,42 @@ fn a_path_that_shrinks_in_mid_flow_does_not_stop_tcp() {
 }
 
 #[test]
+fn two_lost_segments_are_enough_to_go_on_after_a_path_shrank() {
+    let mut world = pair(16);
+    let (client, server) = connect(&mut world, A, B, 40_000);
+    let data = payload(200_000);
+    let received = transfer(&mut world, (0, client), (1, server), &data, SECOND * 20);
+    assert_eq!(received, data);
+    world.run_for(SECOND);
+    world.link.max_payload = 1_252;
+    // One segment at a time: each loss costs the connection a time-out of its own, and quinn one burst of four.
+    let shrunk = world.elapsed;
+    let received = transfer(
+        &mut world,
+        (0, client),
+        (1, server),
+        &data[..1_400],
+        SECOND * 20,
+    );
+    assert_eq!(received, data[..1_400]);
+    let stalled = world.elapsed - shrunk;
+    // smoltcp's time-outs are 1 and 2 s, a kernel's 0.2 and 0.4 s. After four losses it would be 15 s.
+    assert!(stalled < SECOND * 4, "{stalled:?}");
+    // The path's size is found anew at once, and a path that carries large packets again gets them again.
+    let inner = |world: &mut World| {
+        world.nodes[0].shard.snapshot().tunnels[0]
+            .inner_mtu
+            .unwrap()
+    };
+    world.run_for(SECOND);
+    assert!(
+        (1_160..=1_252 - 40).contains(&inner(&mut world)),
+        "{}",
+        inner(&mut world)
+    );
+}
+
+#[test]
 fn an_established_connection_survives_the_death_of_either_daemon() {
     for dead in [0, 1] {
         for sender in [0, 1] {

@@ -8,27 +8,28 @@ use crate::{
     identity::{Identities, VerifyReport, tls},
     registry::KeyTable,
     tunnel::{
-        TunnelEvent, TunnelSettings, TunnelSetupError, Tunnels, config::Configs, end::explain,
-        session::Session,
+        TunnelEvent, TunnelSettings, TunnelSetupError, Tunnels, config::Configs,
+        congestion::LargePackets, end::explain, session::Session,
     },
 };
 
-/// The acceptor's configuration, with the report of the one handshake that uses it.
+/// The acceptor's configuration, with the report of the one handshake that uses it and what its controller will know.
 pub(super) fn server_config(
     configs: &Configs,
     identities: &Arc<Identities>,
     settings: &TunnelSettings,
-) -> Result<(Arc<ServerConfig>, VerifyReport), TunnelSetupError> {
+) -> Result<(Arc<ServerConfig>, VerifyReport, LargePackets), TunnelSetupError> {
     let (tls, report) = tls::server_config(identities, &settings.clock).map_err(|source| {
         TunnelSetupError::Tls {
             role: "accepting tunnels".into(),
             source,
         }
     })?;
+    let large = LargePackets::default();
     let server = configs
-        .server(tls, &report)
+        .server(tls, &report, &large)
         .map_err(|_| TunnelSetupError::InitialCipherSuite)?;
-    Ok((server, report))
+    Ok((server, report, large))
 }
 
 impl Tunnels {
@@ -42,14 +43,15 @@ impl Tunnels {
         if unproven && waiting >= self.settings.retry_above {
             return self.links.retry(incoming);
         }
-        let Ok((config, report)) = server_config(&self.configs, &self.identities, &self.settings)
+        let Ok((config, report, large)) =
+            server_config(&self.configs, &self.identities, &self.settings)
         else {
             return self.links.refuse(incoming);
         };
         let remote = incoming.remote_address();
         match self.links.accept(incoming, config, now) {
             Ok((handle, connection)) => {
-                let session = Session::new(connection, false, report, self.generation, now);
+                let session = Session::new(connection, false, report, large, self.generation, now);
                 self.links.insert(handle, session);
                 self.incoming.insert(handle);
                 self.settle(handle, now, Some(keys));

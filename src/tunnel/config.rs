@@ -18,14 +18,16 @@ use crate::{
         observe::{quic_client, quic_server},
     },
     tunnel::{
-        TunnelSettings, congestion::InFlightBoundConfig, connection_id::CheckedConnectionIds,
+        TunnelSettings,
+        congestion::{InFlightBoundConfig, LargePackets},
+        connection_id::CheckedConnectionIds,
     },
 };
 
 /// RFC 9000; drafts are not spoken.
 const QUIC_V1: u32 = 1;
 /// What QUIC promises every path can carry, in bytes of UDP payload (RFC 9000 §14).
-const MIN_UDP_PAYLOAD: u16 = 1_200;
+pub(super) const MIN_UDP_PAYLOAD: u16 = 1_200;
 /// The largest UDP payload that QUIC can name.
 const MAX_UDP_PAYLOAD: u16 = 65_527;
 /// Silence after which a session is dead (wire.md §4).
@@ -45,8 +47,8 @@ const INCOMING_BUFFER_TOTAL: u64 = 16 << 20;
 /// What every connection of a shard shares.
 pub(super) struct Configs {
     pub(super) endpoint: Arc<EndpointConfig>,
-    dial: Arc<TransportConfig>,
-    accept: Arc<TransportConfig>,
+    udp_payload: u16,
+    max_in_flight: u64,
     token_key: Arc<hkdf::Prk>,
     validation: ValidationTokenConfig,
     clock: Arc<WallClock>,
@@ -59,8 +61,8 @@ impl Configs {
         Self {
             validation,
             endpoint: Arc::new(endpoint(settings)),
-            dial: Arc::new(transport(settings, 0)),
-            accept: Arc::new(transport(settings, 1)),
+            udp_payload: udp_payload(settings),
+            max_in_flight: settings.max_in_flight,
             token_key: Arc::new(
                 hkdf::Salt::new(hkdf::HKDF_SHA256, b"identun retry token")
                     .extract(&settings.token_key),
@@ -74,11 +76,12 @@ impl Configs {
         &self,
         tls: rustls::ServerConfig,
         report: &VerifyReport,
+        large: &LargePackets,
     ) -> Result<Arc<ServerConfig>, NoInitialCipherSuite> {
         let crypto = quic_server(tls, report)?;
         let mut server = ServerConfig::new(crypto, Arc::clone(&self.token_key) as _);
         server
-            .transport_config(Arc::clone(&self.accept))
+            .transport_config(Arc::new(self.transport(1, large)))
             .validation_token_config(self.validation.clone())
             .time_source(Arc::clone(&self.clock) as _)
             .migration(true)
@@ -93,14 +96,42 @@ impl Configs {
         &self,
         tls: rustls::ClientConfig,
         report: &VerifyReport,
+        large: &LargePackets,
         first_id: [u8; 16],
     ) -> Result<ClientConfig, NoInitialCipherSuite> {
         let mut client = ClientConfig::new(quic_client(tls, report)?);
         client
-            .transport_config(Arc::clone(&self.dial))
+            .transport_config(Arc::new(self.transport(0, large)))
             .token_store(Arc::new(NoneTokenStore))
             .initial_dst_cid_provider(Arc::new(move || ConnectionId::new(&first_id)));
         Ok(client)
+    }
+
+    /// A connection's own, as its controller reports to its session.
+    fn transport(&self, peer_streams: u32, large: &LargePackets) -> TransportConfig {
+        let mut discovery = MtuDiscoveryConfig::default();
+        discovery
+            .upper_bound(self.udp_payload)
+            .interval(Duration::from_secs(600))
+            .black_hole_cooldown(Duration::from_secs(60));
+        let mut transport = TransportConfig::default();
+        transport
+            .max_concurrent_bidi_streams(VarInt::from_u32(peer_streams))
+            .max_concurrent_uni_streams(VarInt::from_u32(0))
+            .stream_receive_window(VarInt::from_u32(CONTROL_WINDOW))
+            .receive_window(VarInt::from_u32(CONTROL_WINDOW))
+            .send_window(u64::from(CONTROL_WINDOW))
+            .max_idle_timeout(Some(VarInt::from_u32(MAX_IDLE_MS).into()))
+            .initial_rtt(Duration::from_millis(100))
+            .min_mtu(MIN_UDP_PAYLOAD)
+            .mtu_discovery_config(Some(discovery))
+            .datagram_receive_buffer_size(Some(DATAGRAM_RECEIVE_BUFFER))
+            .datagram_send_buffer_size(DATAGRAM_SEND_BUFFER)
+            .congestion_controller_factory(Arc::new(InFlightBoundConfig {
+                bound: self.max_in_flight,
+                large: large.clone(),
+            }));
+        transport
     }
 }
 
@@ -119,29 +150,6 @@ fn endpoint(settings: &TunnelSettings) -> EndpointConfig {
     // INVARIANT: clamped to the range that quinn accepts, so this cannot fail.
     let _ = endpoint.max_udp_payload_size(udp_payload(settings));
     endpoint
-}
-
-fn transport(settings: &TunnelSettings, peer_streams: u32) -> TransportConfig {
-    let mut discovery = MtuDiscoveryConfig::default();
-    discovery
-        .upper_bound(udp_payload(settings))
-        .interval(Duration::from_secs(600))
-        .black_hole_cooldown(Duration::from_secs(60));
-    let mut transport = TransportConfig::default();
-    transport
-        .max_concurrent_bidi_streams(VarInt::from_u32(peer_streams))
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .stream_receive_window(VarInt::from_u32(CONTROL_WINDOW))
-        .receive_window(VarInt::from_u32(CONTROL_WINDOW))
-        .send_window(u64::from(CONTROL_WINDOW))
-        .max_idle_timeout(Some(VarInt::from_u32(MAX_IDLE_MS).into()))
-        .initial_rtt(Duration::from_millis(100))
-        .min_mtu(MIN_UDP_PAYLOAD)
-        .mtu_discovery_config(Some(discovery))
-        .datagram_receive_buffer_size(Some(DATAGRAM_RECEIVE_BUFFER))
-        .datagram_send_buffer_size(DATAGRAM_SEND_BUFFER)
-        .congestion_controller_factory(Arc::new(InFlightBoundConfig(settings.max_in_flight)));
-    transport
 }
 
 fn udp_payload(settings: &TunnelSettings) -> u16 {

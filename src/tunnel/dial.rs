@@ -8,7 +8,8 @@ use crate::{
     identity::{Identities, sni, tls},
     registry::{TunnelId, TunnelKey},
     tunnel::{
-        DialError, TunnelSettings, TunnelSetupError, Tunnels, config::Configs, session::Session,
+        DialError, TunnelSettings, TunnelSetupError, Tunnels, config::Configs,
+        congestion::LargePackets, session::Session,
     },
 };
 
@@ -27,7 +28,7 @@ pub(super) fn check(
                 }
             })?;
         configs
-            .client(tls, &report, [0; 16])
+            .client(tls, &report, &LargePackets::default(), [0; 16])
             .map_err(|_| TunnelSetupError::InitialCipherSuite)?;
     }
     Ok(())
@@ -67,16 +68,17 @@ impl Tunnels {
         let clock = &self.settings.clock;
         let (tls, report) = tls::client_config(&self.identities, own, &key.peer, clock)
             .map_err(|error| DialError::unreachable(&error.to_string()))?;
+        let large = LargePackets::default();
         let config = self
             .configs
-            .client(tls, &report, self.random.bytes())
+            .client(tls, &report, &large, self.random.bytes())
             .map_err(|error| DialError::unreachable(&error.to_string()))?;
         let own_not_after = own.svid.not_after;
         let (handle, connection) = self
             .links
             .connect(config, key.gateway, &sni::server_name(&key.peer), now)
             .map_err(|error| DialError::unreachable(&error.to_string()))?;
-        let mut session = Session::new(connection, true, report, self.generation, now);
+        let mut session = Session::new(connection, true, report, large, self.generation, now);
         session.local = Some(key.local.clone());
         session.own_not_after = own_not_after;
         Ok((handle, session))

@@ -100,7 +100,7 @@ impl Tunnels {
             worth_telling: ending.code != close_code::DONE,
         };
         self.handle_ended(handle, ended, now);
-        self.links.refresh(handle);
+        self.links.refresh(handle, now);
     }
 
     /// A connection ended by itself or by the peer.

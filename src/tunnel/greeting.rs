@@ -293,7 +293,7 @@ impl Tunnels {
                 self.end(handle, Ending::new(code, reason), now);
             } else if !simultaneous {
                 session.plan_close(SUPERSEDED_LINGER, code, reason, now);
-                self.links.refresh(handle);
+                self.links.refresh(handle, now);
             }
         }
     }
@@ -328,8 +328,8 @@ impl Tunnels {
         {
             session.wake = self.now;
         }
-        if let Some(current) = tunnel.current {
-            self.links.refresh(current);
+        if let (Some(current), Some(now)) = (tunnel.current, self.now) {
+            self.links.refresh(current, now);
         }
     }
 

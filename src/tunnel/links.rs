@@ -175,7 +175,7 @@ impl Links {
     }
 
     /// Brings the connection's timer, datagram size and control stream up to date; forgets a drained one.
-    pub(super) fn refresh(&mut self, handle: ConnectionHandle) {
+    pub(super) fn refresh(&mut self, handle: ConnectionHandle, now: Instant) {
         let Some(session) = self.sessions.get_mut(&handle) else {
             return;
         };
@@ -186,7 +186,7 @@ impl Links {
             self.sessions.remove(&handle);
             return;
         }
-        session.max_datagram = session.connection.datagrams().max_size();
+        session.sample_max_datagram(now);
         if session.flush_control() {
             self.mark(handle);
         }

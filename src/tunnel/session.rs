@@ -20,7 +20,7 @@ use crate::{
     identity::{VerifyReport, X509Svid},
     registry::TunnelId,
     spiffe::SpiffeId,
-    tunnel::{config::DATAGRAM_SEND_BUFFER, control::Control},
+    tunnel::{config::DATAGRAM_SEND_BUFFER, congestion::LargePackets, control::Control},
     wire::{DropReason, capsule::PeerFlags},
 };
 
@@ -91,6 +91,7 @@ pub(super) struct Session {
     pub(super) planned_close: Option<PlannedClose>,
     /// The largest datagram that fits; it moves both ways with the path MTU.
     pub(super) max_datagram: Option<usize>,
+    large: LargePackets,
     /// Waits in the queue of connections with something to send.
     pub(super) dirty: bool,
     /// As the timer set has it.
@@ -107,6 +108,7 @@ impl Session {
         connection: Connection,
         dialled: bool,
         report: VerifyReport,
+        large: LargePackets,
         generation: u64,
         now: Instant,
     ) -> Self {
@@ -130,6 +132,7 @@ impl Session {
             wake: Some(now + HANDSHAKE_TIMEOUT),
             planned_close: None,
             max_datagram: None,
+            large,
             dirty: false,
             timer: None,
             drained: false,
@@ -189,6 +192,16 @@ impl Session {
             self.planned_close = Some(PlannedClose { at, code, reason });
             self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
         }
+    }
+
+    /// Samples what a datagram may carry. Where large packets get lost, the path's size is found anew, from what every path
+    /// carries; what waits in quinn and is larger is lost, as on any link.
+    pub(super) fn sample_max_datagram(&mut self, now: Instant) {
+        if self.carries() && self.large.are_lost() {
+            self.large.forget();
+            self.connection.path_changed(now);
+        }
+        self.max_datagram = self.connection.datagrams().max_size();
     }
 
     /// Queues one inner datagram.

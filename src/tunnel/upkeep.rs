@@ -42,7 +42,7 @@ impl Tunnels {
         (self.identities, self.policy) = (identities, policy);
         self.generation += 1;
         // The provider was found good at the start, so this cannot fail; if it did, accepts would refuse one by one.
-        if let Ok((server, _)) =
+        if let Ok((server, ..)) =
             accept::server_config(&self.configs, &self.identities, &self.settings)
         {
             self.links.set_server_config(server);
@@ -63,7 +63,7 @@ impl Tunnels {
                 .filter(|session| session.carries())
             {
                 session.wake = Some(now);
-                self.links.refresh(handle);
+                self.links.refresh(handle, now);
             }
         }
         for id in self.tunnels.keys().copied().collect::<Vec<_>>() {

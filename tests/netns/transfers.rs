@@ -375,7 +375,8 @@ fn exchange(rig: &Rig) {
             });
         });
         for size in [1_000, 1_300, 1_472, 9_000] {
-            udp_echo("client", (to, PORT), &vec![9; size], Duration::from_secs(5)).unwrap();
+            udp_echo("client", (to, PORT), &vec![9; size], Duration::from_secs(5))
+                .unwrap_or_else(|error| panic!("{size} bytes to {to}: {error}"));
         }
     }
 }
