@@ -16,7 +16,7 @@ use std::{
 };
 
 use crate::{
-    engine::{AnswerKind, Egress, Engine, EngineEvent},
+    engine::{Egress, Engine, EngineEvent},
     identity::Identities,
     policy::Compiled,
     registry::{KeyTable, TunnelId},
@@ -376,9 +376,4 @@ impl Shard {
             _ => {}
         }
     }
-}
-
-/// The answer a sender gets for `reason`; for tests and `explain`.
-pub const fn answer_kind(reason: DropReason) -> AnswerKind {
-    AnswerKind::of(reason)
 }
