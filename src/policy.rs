@@ -10,7 +10,10 @@ pub mod render;
 pub mod settings;
 pub mod steering;
 
-pub use compiled::{Compiled, EgressDecision, IngressDecision, RuleRef, Why};
+pub use compiled::{
+    Compiled, Considered, Decision, EgressDecision, IngressDecision, Question, ReasonCode, RuleRef,
+    Step, Why,
+};
 pub use diagnostic::{Diagnostic, Severity, SourceFile};
 pub use document::Resources;
 pub use explain::Explanation;

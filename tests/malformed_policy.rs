@@ -10,11 +10,10 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use identun::{
     policy::{
-        Diagnostic, MeshSettings, Mode, Resources, Severity, SourceFile,
+        Diagnostic, MeshSettings, Resources, Severity, SourceFile,
         diagnostic::codes,
         load::{load, parse_settings},
         render,
-        settings::UnknownDestination,
     },
     registry::Place,
 };
@@ -23,16 +22,7 @@ use proptest::prelude::*;
 use cases::{bombs, cases, mesh_policy, remarks};
 
 fn mesh_settings() -> MeshSettings {
-    MeshSettings {
-        trust_domain: "cluster.local".parse().expect("a trust domain"),
-        trust_domain_aliases: Vec::new(),
-        domain: "cluster.local".into(),
-        root_namespace: "istio-system".into(),
-        default_namespace: "default".into(),
-        default_mode: Mode::Permissive,
-        auto_mtls: true,
-        unknown_destination: UnknownDestination::Drop,
-    }
+    MeshSettings::default()
 }
 
 fn load_text(text: &str) -> (Option<Resources>, Vec<Diagnostic>) {

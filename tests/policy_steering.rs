@@ -138,6 +138,7 @@ prop_compose! {
             service_entries,
             // the local ones are always there
             workloads: [1, 2].into_iter().chain(workloads).map(registered).collect(),
+            ..Resources::default()
         };
         let unknown_destination = if drop { UnknownDestination::Drop } else { UnknownDestination::Pass };
         (resources, MeshSettings { auto_mtls, unknown_destination, ..MeshSettings::default() })

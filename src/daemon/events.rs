@@ -391,7 +391,7 @@ fn flow_fields(
 }
 
 fn why_fields(why: &Why) -> Vec<(&'static str, String)> {
-    let mut fields = vec![("why", why.text.clone())];
+    let mut fields = vec![("why", why.text.to_string())];
     fields.push((
         "rule",
         why.rule

@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     engine::{EngineLimits, FlowLimits},
     host::HostSettings,
-    policy::{MeshSettings, Mode, settings::UnknownDestination},
+    policy::{
+        MeshSettings, Mode,
+        settings::{L7, UnknownDestination},
+    },
     registry::key::TUNNEL_PORT,
     spiffe::TrustDomain,
     wire::flow::protocol,
@@ -42,6 +45,8 @@ pub struct Settings {
     pub auto_mtls: bool,
     /// Packets for addresses of mesh hosts that no service explains.
     pub unknown_destination: UnknownDestination,
+    /// AuthorizationPolicies that speak of requests.
+    pub l7: L7,
     /// Policy files and folders.
     pub policies: Vec<PathBuf>,
     /// The workload identities that this host holds.
@@ -89,6 +94,7 @@ impl Default for Settings {
             default_mode: Mode::Permissive,
             auto_mtls: true,
             unknown_destination: UnknownDestination::Drop,
+            l7: L7::Reject,
             policies: Vec::new(),
             identities: Vec::new(),
             trust_bundles: BTreeMap::new(),
@@ -130,6 +136,7 @@ impl Settings {
             default_mode: self.default_mode,
             auto_mtls: self.auto_mtls,
             unknown_destination: self.unknown_destination,
+            l7: self.l7,
         }
     }
 

@@ -108,10 +108,12 @@ impl AnswerKind {
     /// What a sender learns of a packet dropped for `reason`.
     pub const fn of(reason: DropReason) -> Self {
         match reason {
-            DropReason::FlowTableFull
+            DropReason::DeniedByPolicy
+            | DropReason::FlowTableFull
             | DropReason::IdentityNotAccepted
             | DropReason::ModeDisable
             | DropReason::NoAuthorizedIdentity
+            | DropReason::NoMatchingAllow
             | DropReason::NotInMesh
             | DropReason::PeerRefusedFlow
             | DropReason::PeerRefusedSession

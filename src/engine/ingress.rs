@@ -261,7 +261,7 @@ impl Engine {
         let (code, why) = refusal.map_or((None, None), |(code, why)| (Some(code), why));
         let text = why
             .as_ref()
-            .map_or_else(|| reason.to_string(), |why| why.text.clone());
+            .map_or_else(|| reason.to_string(), |why| why.text.to_string());
         self.push_event(EngineEvent::Dropped { tuple, reason, why });
         let refused = code.map(|code| FlowRefused {
             code,

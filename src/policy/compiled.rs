@@ -1,6 +1,7 @@
 //! The compiled policy: one door from question to decision. A pure value, built once per change of files or host facts.
 
 use std::{
+    borrow::Cow,
     fmt,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -21,9 +22,13 @@ use crate::{
 mod capture;
 pub(crate) mod decide;
 pub mod outcome;
+pub mod question;
+pub mod reason;
 pub(crate) mod rules;
 
 use decide::{Decider, Verdict};
+pub use question::{Considered, Decision, Question, Step};
+pub use reason::ReasonCode;
 
 /// The rule that decided and where it stands.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
@@ -43,12 +48,16 @@ impl fmt::Display for RuleRef {
 /// Why a decision is what it is.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 pub struct Why {
+    /// The reason as a code, where the flow was decided as a whole.
+    pub code: Option<ReasonCode>,
     /// One sentence for an operator.
-    pub text: String,
+    pub text: Cow<'static, str>,
     /// The client's rule (DestinationRule), if one won.
     pub rule: Option<RuleRef>,
-    /// The server's rule (MeshPolicy), if one won.
+    /// The server's rule (PeerAuthentication, Policy, MeshPolicy), if one won.
     pub mode_rule: Option<RuleRef>,
+    /// The AuthorizationPolicy that allowed or denied, at its rule.
+    pub authorization: Option<RuleRef>,
     /// The service host, where one was found.
     pub service: Option<String>,
     /// The secure-naming set: identities that may answer.
@@ -328,7 +337,7 @@ impl Compiled {
 
     fn mode_why(&self, text: &str) -> Arc<Why> {
         Arc::new(Why {
-            text: text.to_owned(),
+            text: text.to_owned().into(),
             mode_rule: self.decider.mode_rule.clone(),
             ..Why::default()
         })
@@ -338,7 +347,7 @@ impl Compiled {
 fn pass(text: &str) -> EgressDecision {
     EgressDecision::Plaintext {
         why: Arc::new(Why {
-            text: text.to_owned(),
+            text: text.to_owned().into(),
             ..Why::default()
         }),
     }
@@ -348,7 +357,7 @@ fn refuse(reason: DropReason, text: &str) -> EgressDecision {
     EgressDecision::Refuse {
         reason,
         why: Arc::new(Why {
-            text: text.to_owned(),
+            text: text.to_owned().into(),
             ..Why::default()
         }),
     }

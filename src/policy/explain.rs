@@ -6,10 +6,10 @@ use serde::Serialize;
 
 use crate::{
     policy::{
-        Compiled, Mode, RuleRef,
+        Compiled, Considered, Decision, Mode, Question, ReasonCode, RuleRef,
         compiled::{
             decide::{Decided, Verdict},
-            outcome::{Intent, Outcome, outcome},
+            outcome::{Intent, Outcome},
         },
     },
     registry::index::RegisteredWorkload,
@@ -57,8 +57,12 @@ pub struct Explanation {
     pub encrypted: bool,
     /// How the flow ends up.
     pub outcome: Outcome,
+    /// Why, as a code.
+    pub code: ReasonCode,
     /// One sentence: the decision.
     pub reason: String,
+    /// Every rule that was considered, in the order of the steps.
+    pub considered: Vec<Considered>,
     /// The name under which dropped packets are counted, where the client's host refuses.
     pub drop_reason: Option<DropReason>,
     /// The identities that may answer.
@@ -107,10 +111,9 @@ impl Compiled {
         let server_mode = self.decider.mode_of(endpoint).filter(|_| !same_host);
         let exempt = self.is_local(destination)
             && port.is_some_and(|port| self.host().exempt.contains(&(protocol, port)));
-        let (outcome, reason) = self.conclude(decided, server_mode, same_host, exempt);
+        let code = self.conclude(decided, server_mode, same_host, exempt);
         let not_in_mesh = (!same_host).then_some(Intent::NotInMesh);
-        let mut explanation =
-            Explanation::new((source, destination, protocol, port), outcome, reason);
+        let mut explanation = Explanation::new((source, destination, protocol, port), code);
         explanation.source_workload = sender.map(view);
         explanation.endpoint = endpoint.map(view);
         explanation.endpoint_address = endpoint.map(|endpoint| endpoint.address);
@@ -126,74 +129,44 @@ impl Compiled {
         explanation
     }
 
+    /// How a flow between any two addresses ends up, and why: [`Self::explain`] without the story.
+    pub fn decide(&self, question: &Question) -> Decision {
+        let &Question {
+            source,
+            destination,
+            protocol,
+            port,
+        } = question;
+        self.explain(source, destination, protocol, port)
+            .code
+            .into()
+    }
+
     fn conclude(
         &self,
         decided: Option<&Decided<'_>>,
         server: Option<Mode>,
         same_host: bool,
         exempt: bool,
-    ) -> (Outcome, String) {
+    ) -> ReasonCode {
         if same_host {
-            return (
-                Outcome::Plaintext,
-                "source and destination are on this host".into(),
-            );
+            return ReasonCode::SameHost;
         }
-        let Some(decided) = decided else {
-            return self.conclude_plaintext(
-                Intent::NotInMesh,
-                "the source is not in the mesh",
-                server,
-                exempt,
-            );
-        };
-        match decided.verdict {
-            Verdict::Tunnel { .. } => (Outcome::Mtls, decided.text.into()),
-            Verdict::Refuse(DropReason::ModeDisable) => {
-                (Outcome::RefusedByServer, decided.text.into())
-            }
-            Verdict::Refuse(_) => (Outcome::RefusedByClient, decided.text.into()),
-            Verdict::Plaintext => {
-                self.conclude_plaintext(decided.intent, decided.text, server, exempt)
-            }
-        }
-    }
-
-    fn conclude_plaintext(
-        &self,
-        intent: Intent,
-        text: &str,
-        server: Option<Mode>,
-        exempt: bool,
-    ) -> (Outcome, String) {
-        // The client has decided for plaintext, whatever led it there.
-        let sends_plaintext = if intent == Intent::NotInMesh {
-            intent
-        } else {
-            Intent::Disable
-        };
-        match outcome(sends_plaintext, server) {
-            Outcome::RefusedByServer if exempt => (
-                Outcome::Plaintext,
-                format!("{text}; the port is exempt, so plaintext is accepted"),
-            ),
-            Outcome::RefusedByServer => (
-                Outcome::RefusedByServer,
-                format!("{text}; the destination's mode is STRICT and takes no plaintext"),
-            ),
-            other @ (Outcome::Mtls | Outcome::Plaintext | Outcome::RefusedByClient) => {
-                (other, text.into())
-            }
+        let code = decided.map_or(ReasonCode::ClientNotInMesh, |decided| decided.code);
+        let is_refused = code.outcome() == Outcome::Plaintext && server == Some(Mode::Strict);
+        match is_refused {
+            true if exempt => ReasonCode::ExemptPort,
+            true => ReasonCode::ModeStrict,
+            false => code,
         }
     }
 }
 
 impl Explanation {
     /// The flow and its end; nothing of what led there.
-    const fn new(
+    fn new(
         (source, destination, protocol, port): (IpAddr, IpAddr, u8, Option<u16>),
-        outcome: Outcome,
-        reason: String,
+        code: ReasonCode,
     ) -> Self {
         Self {
             source,
@@ -205,9 +178,11 @@ impl Explanation {
             endpoint: None,
             endpoint_address: None,
             captured: false,
-            encrypted: matches!(outcome, Outcome::Mtls),
-            outcome,
-            reason,
+            encrypted: matches!(code.outcome(), Outcome::Mtls),
+            outcome: code.outcome(),
+            code,
+            reason: code.text().into(),
+            considered: Vec::new(),
             drop_reason: None,
             accepted: Vec::new(),
             peer: None,

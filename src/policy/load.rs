@@ -273,6 +273,7 @@ impl Loaded {
             destination_rules: in_order(self.destination_rules),
             service_entries: in_order(self.service_entries),
             workloads: in_order(self.workloads),
+            ..Resources::default()
         }
     }
 }
@@ -296,21 +297,12 @@ fn in_order<T>(mut aged: Vec<Aged<T>>) -> Vec<T> {
 mod tests {
     use super::*;
     use crate::{
-        policy::{Mode, document::ClientMode, settings::UnknownDestination},
+        policy::{Mode, document::ClientMode},
         registry::service::{Endpoints, ExportTo},
     };
 
     fn mesh() -> MeshSettings {
-        MeshSettings {
-            trust_domain: "cluster.local".parse().unwrap(),
-            trust_domain_aliases: Vec::new(),
-            domain: "cluster.local".into(),
-            root_namespace: "istio-system".into(),
-            default_namespace: "default".into(),
-            default_mode: Mode::Permissive,
-            auto_mtls: true,
-            unknown_destination: UnknownDestination::Drop,
-        }
+        MeshSettings::default()
     }
 
     fn load_files(texts: &[String]) -> (Option<Resources>, Vec<Diagnostic>) {

@@ -38,6 +38,16 @@ pub enum UnknownDestination {
     Pass,
 }
 
+/// What becomes of AuthorizationPolicies that speak of requests (layer 7), which packets do not show.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum L7 {
+    /// The file is refused.
+    Reject,
+    /// ALLOW rules with such parts are dropped; in DENY rules such parts match everything (policy.md 5.5).
+    StrictDrop,
+}
+
 /// Settings that every host of the mesh has alike.
 #[derive(Clone, Debug)]
 pub struct MeshSettings {
@@ -57,6 +67,8 @@ pub struct MeshSettings {
     pub auto_mtls: bool,
     /// What happens to packets for a mesh workload's port that no service names.
     pub unknown_destination: UnknownDestination,
+    /// What becomes of AuthorizationPolicies that speak of requests.
+    pub l7: L7,
 }
 
 impl Default for MeshSettings {
@@ -75,6 +87,7 @@ impl Default for MeshSettings {
             default_mode: Mode::Permissive,
             auto_mtls: true,
             unknown_destination: UnknownDestination::Drop,
+            l7: L7::Reject,
         }
     }
 }

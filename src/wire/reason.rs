@@ -27,6 +27,8 @@ drop_reasons! {
     BadDatagram = "bad_datagram",
     /// A FRAGMENT datagram with an impossible index, count or size.
     BadFragment = "bad_fragment",
+    /// An AuthorizationPolicy with action DENY matches the flow.
+    DeniedByPolicy = "denied_by_policy",
     /// A packet whose destination address belongs to no local workload this session speaks for.
     ForeignDestination = "foreign_destination",
     /// A packet whose source address does not belong to the peer's identity.
@@ -51,6 +53,8 @@ drop_reasons! {
     ModeDisable = "mode_disable",
     /// No identity may answer for the destination (empty secure-naming set).
     NoAuthorizedIdentity = "no_authorized_identity",
+    /// ALLOW policies apply to the destination, and none of them matches the flow.
+    NoMatchingAllow = "no_matching_allow",
     /// The endpoint is not in the mesh but policy demands mutual TLS.
     NotInMesh = "not_in_mesh",
     /// The peer refused this flow with FLOW_REFUSED.

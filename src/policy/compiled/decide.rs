@@ -13,7 +13,7 @@ use crate::{
     policy::{
         Mode, Resources,
         compiled::{
-            RuleRef, Why,
+            ReasonCode, RuleRef, Why,
             outcome::{Intent, Outcome, outcome},
             rules::{Choice, Client, Rules},
         },
@@ -49,7 +49,7 @@ impl Verdict {
 #[derive(Clone, Debug)]
 pub(crate) struct Decided<'a> {
     pub(crate) verdict: Verdict,
-    pub(crate) text: &'static str,
+    pub(crate) code: ReasonCode,
     pub(crate) intent: Intent,
     pub(crate) choice: Option<Choice<'a>>,
     pub(crate) service: Option<&'a Service>,
@@ -94,7 +94,7 @@ impl Decider {
                 self.decide_service(client, service, Some(port), address)
             }
             Destination::Address => self.decide_address(client, address),
-            Destination::Unknown => plaintext("the destination is not in the registry"),
+            Destination::Unknown => plaintext(ReasonCode::DestinationUnknown),
         }
     }
 
@@ -126,27 +126,19 @@ impl Decider {
             choice,
             service: Some(service),
             endpoint,
-            ..plaintext("")
+            ..plaintext(plaintext_code(
+                intent,
+                endpoint.is_some_and(|endpoint| endpoint.mesh_capable),
+            ))
         };
         match outcome(intent, self.mode_of(endpoint)) {
-            Outcome::Plaintext | Outcome::RefusedByServer if intent != Intent::IstioMutual => {
-                decided.text = plaintext_reason(
-                    intent,
-                    endpoint.is_some_and(|endpoint| endpoint.mesh_capable),
-                );
+            Outcome::Plaintext | Outcome::RefusedByServer if intent != Intent::IstioMutual => {}
+            Outcome::RefusedByServer | Outcome::Plaintext => {
+                decided.refuse(DropReason::ModeDisable, ReasonCode::ModeDisable);
             }
-            Outcome::RefusedByServer | Outcome::Plaintext => decided.refuse(
-                DropReason::ModeDisable,
-                "a DestinationRule demands mutual TLS, but the destination's mode is DISABLE",
-            ),
-            Outcome::RefusedByClient if endpoint.is_none() => decided.refuse(
-                DropReason::NotInMesh,
-                "a DestinationRule demands mutual TLS, but no workload of another host answers there",
-            ),
-            Outcome::RefusedByClient => decided.refuse(
-                DropReason::NotInMesh,
-                "a DestinationRule demands mutual TLS, but the endpoint is not in the mesh",
-            ),
+            Outcome::RefusedByClient => {
+                decided.refuse(DropReason::NotInMesh, ReasonCode::DestinationOutsideMesh);
+            }
             Outcome::Mtls => self.name(&mut decided),
         }
         decided
@@ -202,7 +194,7 @@ impl Decider {
     /// A workload that no visible service names.
     fn decide_workload(&self, address: IpAddr) -> Decided<'_> {
         let Some(endpoint) = self.registry.workload(address) else {
-            return plaintext("the destination is not in the registry");
+            return plaintext(ReasonCode::DestinationUnknown);
         };
         let intent = if self.mesh.auto_mtls {
             Intent::Auto
@@ -212,24 +204,19 @@ impl Decider {
         let mut decided = Decided {
             intent,
             endpoint: Some(endpoint),
-            ..plaintext("")
+            ..plaintext(ReasonCode::DestinationNotInMesh)
         };
         match outcome(intent, self.mode_of(Some(endpoint))) {
             Outcome::Mtls => self.name(&mut decided),
             Outcome::Plaintext | Outcome::RefusedByClient | Outcome::RefusedByServer
-                if !endpoint.mesh_capable =>
-            {
-                decided.text = "the destination is a workload outside the mesh";
-            }
+                if !endpoint.mesh_capable => {}
             Outcome::Plaintext | Outcome::RefusedByClient | Outcome::RefusedByServer => {
                 match self.mesh.unknown_destination {
                     UnknownDestination::Drop => decided.refuse(
                         DropReason::UnknownDestination,
-                        "no service names this port of a mesh workload, and `unknown_destination` is `drop`",
+                        ReasonCode::UnknownDestination,
                     ),
-                    UnknownDestination::Pass => {
-                        decided.text = "no service names this port of a mesh workload, and `unknown_destination` is `pass`";
-                    }
+                    UnknownDestination::Pass => decided.code = ReasonCode::UnnamedPort,
                 }
             }
         }
@@ -258,10 +245,7 @@ impl Decider {
     /// Secure naming: the identity of the endpoint must be among those that may answer (policy.md 7.1).
     fn name(&self, decided: &mut Decided<'_>) {
         let Some(endpoint) = decided.endpoint else {
-            return decided.refuse(
-                DropReason::NotInMesh,
-                "no workload of another host answers there",
-            );
+            return decided.refuse(DropReason::NotInMesh, ReasonCode::DestinationOutsideMesh);
         };
         let (only, accepted) = self.accepted(decided, endpoint);
         let peer = match &endpoint.identity {
@@ -273,30 +257,27 @@ impl Decider {
         let is_empty = accepted.is_empty();
         decided.accepted = accepted;
         let Some(peer) = peer else {
-            let (reason, text) = match &endpoint.identity {
-                _ if is_empty => (
+            let (reason, code) = if is_empty {
+                (
                     DropReason::NoAuthorizedIdentity,
-                    "no identity may answer for the destination",
-                ),
-                Some(_) => (
+                    ReasonCode::NoAuthorizedIdentity,
+                )
+            } else {
+                (
                     DropReason::IdentityNotAccepted,
-                    "the identity of the endpoint is not among those that may answer",
-                ),
-                None => (
-                    DropReason::IdentityNotAccepted,
-                    "the endpoint has no service account, and not exactly one identity may answer",
-                ),
+                    ReasonCode::IdentityNotAccepted,
+                )
             };
-            return decided.refuse(reason, text);
+            return decided.refuse(reason, code);
         };
         decided.verdict = Verdict::Tunnel {
             peer,
             gateway: endpoint.gateway,
         };
-        decided.text = if decided.intent == Intent::IstioMutual {
-            "a DestinationRule demands mutual TLS"
+        decided.code = if decided.intent == Intent::IstioMutual {
+            ReasonCode::MutualByRule
         } else {
-            "no DestinationRule decides, and both ends are in the mesh"
+            ReasonCode::MutualAuto
         };
     }
 
@@ -327,7 +308,9 @@ impl Decided<'_> {
     /// The reasons, for whoever asks about a flow.
     pub(crate) fn why(&self, mode_rule: Option<&RuleRef>) -> Arc<Why> {
         Arc::new(Why {
-            text: self.text.to_owned(),
+            code: Some(self.code),
+            text: self.code.text().into(),
+            authorization: None,
             rule: self.choice.map(|choice| choice.rule_ref()),
             mode_rule: mode_rule.cloned(),
             service: self.service.map(|service| service.host.to_string()),
@@ -335,9 +318,9 @@ impl Decided<'_> {
         })
     }
 
-    fn refuse(&mut self, reason: DropReason, text: &'static str) {
+    fn refuse(&mut self, reason: DropReason, code: ReasonCode) {
         self.verdict = Verdict::Refuse(reason);
-        self.text = text;
+        self.code = code;
     }
 }
 
@@ -347,10 +330,10 @@ fn sole<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<SpiffeId> {
     names.next().is_none().then(|| first.parse().ok()).flatten()
 }
 
-fn plaintext(text: &'static str) -> Decided<'static> {
+fn plaintext(code: ReasonCode) -> Decided<'static> {
     Decided {
         verdict: Verdict::Plaintext,
-        text,
+        code,
         intent: Intent::Unset,
         choice: None,
         service: None,
@@ -359,15 +342,12 @@ fn plaintext(text: &'static str) -> Decided<'static> {
     }
 }
 
-const fn plaintext_reason(intent: Intent, in_mesh: bool) -> &'static str {
+const fn plaintext_code(intent: Intent, in_mesh: bool) -> ReasonCode {
     match intent {
-        Intent::Disable => "a DestinationRule says DISABLE",
-        Intent::Auto if in_mesh => {
-            "no DestinationRule decides, and the destination's mode is DISABLE"
-        }
-        Intent::Auto => "no DestinationRule decides, and the endpoint is not in the mesh",
-        Intent::Unset | Intent::IstioMutual | Intent::NotInMesh => {
-            "no DestinationRule decides, and the service is external or `auto_mtls` is off"
-        }
+        Intent::Disable => ReasonCode::RuleDisable,
+        Intent::Auto if in_mesh => ReasonCode::DestinationModeDisable,
+        Intent::Auto => ReasonCode::DestinationNotInMesh,
+        Intent::Unset | Intent::IstioMutual => ReasonCode::NoRule,
+        Intent::NotInMesh => ReasonCode::ClientNotInMesh,
     }
 }
