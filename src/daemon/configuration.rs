@@ -93,7 +93,7 @@ impl Configuration {
         let Some(resources) = resources.filter(|_| !has_errors(&loader.diagnostics)) else {
             return Err(loader.rejected());
         };
-        let has_policy = resources.mesh_policy.is_some() || !resources.destination_rules.is_empty();
+        let has_policy = resources.has_policy();
         let compiled = loader.compile(&resources, &mesh, facts, generation)?;
         let Loader {
             diagnostics, files, ..

@@ -10,6 +10,8 @@ use crate::{
     registry::{Place, index::RegistryError},
 };
 
+mod clients;
+mod policies;
 mod registry;
 mod rules;
 
@@ -42,6 +44,7 @@ pub(crate) fn registry_error(error: &RegistryError) -> Diagnostic {
 /// Everything worth telling about a set that compiles, warnings first.
 pub(crate) fn findings(decider: &Decider, host: &HostFacts) -> Vec<Diagnostic> {
     let mut found = rules::findings(decider);
+    found.extend(policies::findings(decider));
     found.extend(registry::findings(decider, host));
     found.extend(no_policy(decider));
     found.sort_by_key(|finding| finding.severity);
@@ -49,7 +52,7 @@ pub(crate) fn findings(decider: &Decider, host: &HostFacts) -> Vec<Diagnostic> {
 }
 
 fn no_policy(decider: &Decider) -> Option<Diagnostic> {
-    let text = match decider.mode {
+    let text = match decider.mesh.default_mode {
         Mode::Disable => {
             "no policy: plaintext is accepted, tunnels are not (`default_mode` is DISABLE)"
         }
@@ -57,8 +60,8 @@ fn no_policy(decider: &Decider) -> Option<Diagnostic> {
         Mode::Strict => return None,
     };
     decider
-        .mode_rule
-        .is_none()
+        .modes
+        .is_empty()
         .then(|| Diagnostic::new(&codes::NO_POLICY, text))
 }
 

@@ -11,7 +11,10 @@ use serde::Serialize;
 
 use crate::{
     policy::{Diagnostic, HostFacts, MeshSettings, Mode, Resources, Steering, analyze},
-    registry::{Place, Registry, ResourceName, TunnelKey, index::LocalHost},
+    registry::{
+        Place, Registry, ResourceName, TunnelKey,
+        index::{LocalHost, RegisteredWorkload},
+    },
     spiffe::SpiffeId,
     wire::{
         DropReason, FiveTuple,
@@ -19,16 +22,25 @@ use crate::{
     },
 };
 
+pub(crate) mod authorize;
 mod capture;
 pub(crate) mod decide;
 pub mod outcome;
 pub mod question;
 pub mod reason;
 pub(crate) mod rules;
+mod secure_naming;
+mod select;
+mod serve;
+pub(crate) mod server;
+pub(crate) mod trace;
 
+use authorize::{Authorization, Call, Refusal};
 use decide::{Decider, Verdict};
 pub use question::{Considered, Decision, Question, Step};
 pub use reason::ReasonCode;
+use server::ServerMode;
+use trace::Silent;
 
 /// The rule that decided and where it stands.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
@@ -169,9 +181,9 @@ impl Compiled {
         &self.host
     }
 
-    /// The mesh's server-side mode.
-    pub const fn mode(&self) -> Mode {
-        self.decider.mode
+    /// The server-side mode where no policy narrower than the mesh gives another.
+    pub fn mode(&self) -> Mode {
+        self.decider.modes.mesh_mode().mode
     }
 
     /// Services, workloads, identities and gateways.
@@ -214,12 +226,15 @@ impl Compiled {
             );
         };
         if self.is_local(tuple.destination) {
-            return pass("source and destination are on this host");
+            return pass(ReasonCode::SameHost.text());
         }
-        let decided = self
-            .decider
-            .decide(source.into(), tuple.destination, tuple.service_port());
-        let why = decided.why(self.decider.mode_rule.as_ref());
+        let decided = self.decider.decide(
+            source.into(),
+            tuple.destination,
+            tuple.service_port(),
+            &mut Silent,
+        );
+        let why = decided.why();
         match (decided.verdict, &source.identity) {
             (Verdict::Plaintext, _) => EgressDecision::Plaintext { why },
             (Verdict::Refuse(reason), _) => EgressDecision::Refuse { reason, why },
@@ -241,25 +256,29 @@ impl Compiled {
     /// A reply of a local workload's service to a remote workload: source local, destination remote. Whose tunnel it
     /// is follows from the registry alone, as it was the remote client that chose mutual TLS.
     pub fn decide_reply(&self, tuple: &FiveTuple) -> EgressDecision {
-        let Some(local) = self.local_identity(tuple.source) else {
+        let Some(workload) = self.registry().local_workload(tuple.source) else {
             return refuse(
                 DropReason::UnknownSource,
                 "the source address belongs to no local workload",
             );
         };
         if self.is_local(tuple.destination) {
-            return pass("source and destination are on this host");
+            return pass(ReasonCode::SameHost.text());
         }
-        if self.mode() == Mode::Disable {
+        let request = tuple.reversed();
+        let server = self
+            .decider
+            .server_mode(workload, tuple.source, request.service_port());
+        if server.mode == Mode::Disable {
             return EgressDecision::Plaintext {
-                why: self.mode_why("the mode is DISABLE: replies are plaintext"),
+                why: mode_why(server, "the mode is DISABLE: replies are plaintext"),
             };
         }
-        let workload = self.registry().workload(tuple.destination);
+        let remote = self.registry().workload(tuple.destination);
         let peer = self.registry().owners(tuple.destination).first();
-        let gateway = workload.map(|workload| workload.gateway);
+        let gateway = remote.map(|remote| remote.gateway);
         let gateway = gateway.or_else(|| self.gateways(peer?).first().copied());
-        let (Some(peer), Some(gateway)) = (peer, gateway) else {
+        let (Some(local), Some(peer), Some(gateway)) = (&workload.identity, peer, gateway) else {
             return pass("the destination is no workload of the mesh");
         };
         EgressDecision::Tunnel {
@@ -268,7 +287,7 @@ impl Compiled {
                 peer: peer.clone(),
                 gateway,
             },
-            why: self.mode_why("a reply to a workload of the mesh"),
+            why: mode_why(server, "a reply to a workload of the mesh"),
         }
     }
 
@@ -276,42 +295,60 @@ impl Compiled {
     pub fn decide_ingress(
         &self,
         _local: &SpiffeId,
-        _peer: &SpiffeId,
-        _tuple: &FiveTuple,
+        peer: &SpiffeId,
+        tuple: &FiveTuple,
     ) -> IngressDecision {
-        match self.mode() {
-            Mode::Disable => IngressDecision::Refuse {
+        let port = tuple.service_port();
+        let Some(workload) = self.registry().local_workload(tuple.destination) else {
+            return IngressDecision::Refuse {
+                reason: DropReason::ForeignDestination,
+                code: FlowRefusedCode::UnknownDestination,
+                why: Arc::new(Why {
+                    text: "the destination address belongs to no local workload".into(),
+                    ..Why::default()
+                }),
+            };
+        };
+        let server = self.decider.server_mode(workload, tuple.destination, port);
+        if server.mode == Mode::Disable {
+            return IngressDecision::Refuse {
                 reason: DropReason::ModeDisable,
                 code: FlowRefusedCode::ModeDisable,
-                why: self.mode_why("the mode is DISABLE: tunnels are not accepted"),
-            },
-            Mode::Permissive => IngressDecision::Accept {
-                why: self.mode_why("the mode is PERMISSIVE: mutual TLS and plaintext are accepted"),
-            },
-            Mode::Strict => IngressDecision::Accept {
-                why: self.mode_why("the mode is STRICT: only mutual TLS is accepted"),
-            },
+                why: mode_why(server, "the mode is DISABLE: tunnels are not accepted"),
+            };
         }
+        let call = Call {
+            identity: Some(peer),
+            source: tuple.source,
+            destination: tuple.destination,
+            port,
+        };
+        let authorizations = &self.decider.authorizations;
+        authorized(
+            server,
+            authorizations.authorize(workload, &call, &mut Silent),
+        )
     }
 
     /// May a session between these exist at all (wire.md 3.2)?
     ///
     /// # Errors
-    /// `NotHere` where no local workload has the identity `local`, `NotAllowed` where the mode is DISABLE or the
-    /// registry knows no workload of `peer`; each with a sentence for the peer's operator.
+    /// `NotHere` where no local workload has the identity `local`, `NotAllowed` where each of them has the mode DISABLE
+    /// at every port or the registry knows no workload of `peer`; each with a sentence for the peer's operator.
     pub fn decide_session(
         &self,
         local: &SpiffeId,
         peer: &SpiffeId,
     ) -> Result<(), (RefusedCode, String)> {
-        if !self.registry().has_local(local) {
+        let mut workloads = self.registry().local_with(local).peekable();
+        let Some(&first) = workloads.peek() else {
             return Err((
                 RefusedCode::NotHere,
                 format!("no workload of {local} is on this host"),
             ));
-        }
-        if self.mode() == Mode::Disable {
-            let rule = self.decider.mode_rule.as_ref();
+        };
+        if !workloads.any(|workload| self.takes_tunnels(workload)) {
+            let rule = self.decider.server_mode(first, first.address, None).rule;
             let rule = rule.map_or_else(
                 || "`default_mode`".to_owned(),
                 |rule| rule.resource.to_string(),
@@ -330,17 +367,63 @@ impl Compiled {
         Ok(())
     }
 
+    /// At some port the workload's mode is not DISABLE.
+    fn takes_tunnels(&self, workload: &RegisteredWorkload) -> bool {
+        let ports = self.decider.ports_told_apart(workload, workload.address);
+        let mut asked = std::iter::once(None).chain(ports.into_iter().map(Some));
+        asked.any(|port| {
+            let server = self.decider.server_mode(workload, workload.address, port);
+            server.mode != Mode::Disable
+        })
+    }
+
     /// What the kernel must do so that exactly the packets that need a decision come to the daemon.
     pub const fn steering(&self) -> &Steering {
         &self.steering
     }
+}
 
-    fn mode_why(&self, text: &str) -> Arc<Why> {
+fn mode_why(server: ServerMode, text: &'static str) -> Arc<Why> {
+    Arc::new(Why {
+        text: text.into(),
+        mode_rule: server.rule,
+        ..Why::default()
+    })
+}
+
+/// What a peer that passed the mode may do.
+fn authorized(server: ServerMode, authorization: Authorization) -> IngressDecision {
+    let strict = server.mode == Mode::Strict;
+    let why = |code, text| {
         Arc::new(Why {
-            text: text.to_owned().into(),
-            mode_rule: self.decider.mode_rule.clone(),
+            code,
+            text: Cow::Borrowed(text),
+            mode_rule: server.rule,
+            authorization: authorization.rule,
             ..Why::default()
         })
+    };
+    let Some(refusal) = authorization.refusal else {
+        let text = match strict {
+            true => "the mode is STRICT: only mutual TLS is accepted",
+            false => "the mode is PERMISSIVE: mutual TLS and plaintext are accepted",
+        };
+        return IngressDecision::Accept {
+            why: why(None, text),
+        };
+    };
+    let (reason, wire) = match refusal {
+        Refusal::Denied => (DropReason::DeniedByPolicy, FlowRefusedCode::DeniedByPolicy),
+        Refusal::NotAllowed => (
+            DropReason::NoMatchingAllow,
+            FlowRefusedCode::NoMatchingAllow,
+        ),
+    };
+    let code = refusal.code();
+    IngressDecision::Refuse {
+        reason,
+        code: wire,
+        why: why(Some(code), code.text()),
     }
 }
 

@@ -208,6 +208,14 @@ pub mod codes {
         GATEWAY_UNREACHABLE "IDT0564" Warning "A gateway cannot be reached, because this host has no address of its family.";
         EXEMPT "IDT0565" Info "A local port accepts plaintext whatever policy says.";
         NO_POLICY "IDT0566" Info "No policy gives a mode, so the default counts and plaintext is accepted.";
+        TARGET_WITHOUT_SERVICE "IDT0567" Warning "The target of a Policy is no known service, so the Policy is not enforced there.";
+        TARGET_WITHOUT_PORT "IDT0568" Warning "A Policy names a port that its service does not have, so it is not enforced there.";
+        POLICIES_OVERLAP "IDT0569" Warning "Several Policies name one service and port; one for the port counts, then the oldest.";
+        BOTH_GENERATIONS "IDT0570" Warning "A PeerAuthentication applies to a workload, so Policy and MeshPolicy are ignored for it.";
+        SELECTS_NOTHING "IDT0571" Warning "A selector selects no workload, so its policy has no effect.";
+        AUTHENTICATIONS_OVERLAP "IDT0572" Warning "Several PeerAuthentications select one workload; the oldest counts, and ports are not merged.";
+        PROTOCOLS_DIFFER "IDT0573" Warning "Two ServiceEntries give one host and port different protocols.";
+        TOO_LARGE_TO_LOOK_AT "IDT0574" Info "The set is so large that not every client and service were looked at for conflicts.";
     }
 }
 

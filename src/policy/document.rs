@@ -241,3 +241,14 @@ pub struct Resources {
     /// WorkloadEntries only; inline endpoints stay in their ServiceEntry.
     pub workloads: Vec<Workload>,
 }
+
+impl Resources {
+    /// Something says more than who is where.
+    pub fn has_policy(&self) -> bool {
+        self.mesh_policy.is_some()
+            || !self.policies.is_empty()
+            || !self.peer_authentications.is_empty()
+            || !self.authorization_policies.is_empty()
+            || !self.destination_rules.is_empty()
+    }
+}

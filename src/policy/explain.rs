@@ -8,8 +8,11 @@ use crate::{
     policy::{
         Compiled, Considered, Decision, Mode, Question, ReasonCode, RuleRef,
         compiled::{
-            decide::{Decided, Verdict},
+            authorize::{Call, Refusal},
+            decide::{Decided, To, Verdict},
             outcome::{Intent, Outcome},
+            server::ServerMode,
+            trace::{Chain, Silent, Trace},
         },
     },
     registry::index::RegisteredWorkload,
@@ -77,8 +80,10 @@ pub struct Explanation {
     pub client_rule: Option<RuleRef>,
     /// The destination's mode; `None` where it is not in the mesh.
     pub server_mode: Option<Mode>,
-    /// The MeshPolicy behind that; `None`: the setting `default_mode`.
+    /// The rule behind that; `None`: the setting `default_mode`, or nothing but inheritance.
     pub server_rule: Option<RuleRef>,
+    /// The AuthorizationPolicy that allowed or denied; where none of those that allow matches, the first of them.
+    pub authorization: Option<RuleRef>,
     /// The destination takes this flow in the clear, too.
     pub plaintext_accepted: bool,
     /// The destination is local and its port accepts plaintext whatever policy says.
@@ -86,6 +91,11 @@ pub struct Explanation {
 }
 
 impl Compiled {
+    /// How a flow between any two addresses ends up, and why: [`Self::explain`] without the story.
+    pub fn decide(&self, question: &Question) -> Decision {
+        self.judge(question, &mut Silent).code.into()
+    }
+
     /// Explains a flow between any two addresses: opened here, coming here, or between others as this host's files see
     /// it. `protocol` is the IP protocol number.
     pub fn explain(
@@ -95,69 +105,176 @@ impl Compiled {
         protocol: u8,
         port: Option<u16>,
     ) -> Explanation {
-        let registry = self.registry();
-        let sender = registry
-            .workload(source)
-            .or_else(|| registry.local_workload(source));
-        let same_host = self.is_local(source) && self.is_local(destination);
-        let in_mesh =
-            sender.filter(|sender| !same_host && (sender.mesh_capable || sender.is_local));
-        let decided = in_mesh.map(|client| self.decider.decide(client.into(), destination, port));
-        let decided = decided.as_ref();
-        let endpoint = decided
-            .and_then(|decided| decided.endpoint)
-            .or_else(|| registry.local_workload(destination))
-            .or_else(|| registry.workload(destination));
-        let server_mode = self.decider.mode_of(endpoint).filter(|_| !same_host);
-        let exempt = self.is_local(destination)
-            && port.is_some_and(|port| self.host().exempt.contains(&(protocol, port)));
-        let code = self.conclude(decided, server_mode, same_host, exempt);
-        let not_in_mesh = (!same_host).then_some(Intent::NotInMesh);
-        let mut explanation = Explanation::new((source, destination, protocol, port), code);
-        explanation.source_workload = sender.map(view);
-        explanation.endpoint = endpoint.map(view);
-        explanation.endpoint_address = endpoint.map(|endpoint| endpoint.address);
-        explanation.client = decided.map(|decided| decided.intent).or(not_in_mesh);
-        explanation.server_mode = server_mode;
-        explanation.server_rule = server_mode.and_then(|_| self.decider.mode_rule.clone());
-        explanation.plaintext_accepted = exempt || server_mode != Some(Mode::Strict);
-        explanation.exempt = exempt;
-        if let Some(decided) = decided {
+        let question = Question {
+            source,
+            destination,
+            protocol,
+            port,
+        };
+        let mut chain = Chain::default();
+        let judged = self.judge(&question, &mut chain);
+        let mut explanation = Explanation::new(&question, judged.code);
+        explanation.considered = chain.considered;
+        explanation.source_workload = judged.sender.map(view);
+        explanation.endpoint = judged.endpoint.map(view);
+        explanation.endpoint_address = judged.endpoint.map(|endpoint| endpoint.address);
+        explanation.client = judged.intent();
+        explanation.authorization = judged.authorization;
+        explanation.exempt = judged.exempt;
+        let mode = judged.server.as_ref().map(|server| server.mode);
+        explanation.server_mode = mode;
+        explanation.server_rule = judged.server.and_then(|server| server.rule);
+        explanation.plaintext_accepted = judged.exempt
+            || judged
+                .endpoint
+                .filter(|_| mode.is_some())
+                .is_none_or(|endpoint| {
+                    let refusal =
+                        self.decider
+                            .refuses_plaintext(endpoint, destination, source, port);
+                    refusal.is_none()
+                });
+        if let Some(decided) = &judged.decided {
             explanation.captured = self.is_local(source) && decided.verdict.is_captured();
             explanation.take(decided);
         }
         explanation
     }
 
-    /// How a flow between any two addresses ends up, and why: [`Self::explain`] without the story.
-    pub fn decide(&self, question: &Question) -> Decision {
+    /// The one way from a question to a code: the client's side, the server's mode, the server's authorization.
+    fn judge<T: Trace>(&self, question: &Question, trace: &mut T) -> Judged<'_> {
         let &Question {
             source,
-            destination,
+            destination: address,
             protocol,
             port,
         } = question;
-        self.explain(source, destination, protocol, port)
-            .code
-            .into()
+        let registry = self.registry();
+        let sender = registry
+            .workload(source)
+            .or_else(|| registry.local_workload(source));
+        let mut judged = Judged::new(sender, self.endpoint_at(address));
+        if self.is_local(source) && self.is_local(address) {
+            return judged;
+        }
+        judged.exempt = self.is_local(address)
+            && port.is_some_and(|port| self.host().exempt.contains(&(protocol, port)));
+        judged.code = ReasonCode::ClientNotInMesh;
+        if let Some(client) = sender.filter(|sender| sender.mesh_capable || sender.is_local) {
+            let decided = self.decider.decide(client.into(), address, port, trace);
+            judged.code = decided.code;
+            judged.endpoint = decided.endpoint.or(judged.endpoint);
+            judged.server.clone_from(&decided.server);
+            judged.decided = Some(decided);
+        }
+        let Some(endpoint) = judged.endpoint else {
+            return judged;
+        };
+        if judged.server.is_none() {
+            let to = To { address, port };
+            judged.server = self.decider.server_of(endpoint, to, trace);
+        }
+        let identity = sender.and_then(|sender| sender.identity.as_ref());
+        match judged.code.outcome() {
+            Outcome::Mtls if identity.is_none() => {
+                judged.code = ReasonCode::ClientWithoutIdentity;
+            }
+            Outcome::Mtls => self.authorize(&mut judged, identity, question, trace),
+            Outcome::Plaintext => self.take_plaintext(&mut judged, question, trace),
+            Outcome::RefusedByClient | Outcome::RefusedByServer => {}
+        }
+        judged
     }
 
-    fn conclude(
+    /// Who answers at an address where no client of the mesh asks.
+    fn endpoint_at(&self, address: IpAddr) -> Option<&RegisteredWorkload> {
+        let registry = self.registry();
+        registry
+            .local_workload(address)
+            .or_else(|| registry.workload(address))
+            .or_else(|| {
+                let services = registry.every_service_at(address, address);
+                let mut endpoints = services
+                    .into_iter()
+                    .filter_map(|service| self.decider.endpoint(service, address));
+                endpoints.next()
+            })
+    }
+
+    fn take_plaintext<T: Trace>(
         &self,
-        decided: Option<&Decided<'_>>,
-        server: Option<Mode>,
-        same_host: bool,
-        exempt: bool,
-    ) -> ReasonCode {
-        if same_host {
-            return ReasonCode::SameHost;
+        judged: &mut Judged<'_>,
+        question: &Question,
+        trace: &mut T,
+    ) {
+        let Some(server) = &judged.server else { return };
+        if server.mode == Mode::Strict {
+            judged.code = ReasonCode::ModeStrict;
+        } else {
+            self.authorize(judged, None, question, trace);
         }
-        let code = decided.map_or(ReasonCode::ClientNotInMesh, |decided| decided.code);
-        let is_refused = code.outcome() == Outcome::Plaintext && server == Some(Mode::Strict);
-        match is_refused {
-            true if exempt => ReasonCode::ExemptPort,
-            true => ReasonCode::ModeStrict,
-            false => code,
+        if judged.exempt && judged.code.outcome() == Outcome::RefusedByServer {
+            judged.code = ReasonCode::ExemptPort;
+        }
+    }
+
+    fn authorize<T: Trace>(
+        &self,
+        judged: &mut Judged<'_>,
+        identity: Option<&SpiffeId>,
+        question: &Question,
+        trace: &mut T,
+    ) {
+        let Some(endpoint) = judged.endpoint else {
+            return;
+        };
+        let call = Call {
+            identity,
+            source: question.source,
+            destination: question.destination,
+            port: question.port,
+        };
+        let authorization = self
+            .decider
+            .authorizations
+            .authorize(endpoint, &call, trace);
+        judged.code = authorization.refusal.map_or(judged.code, Refusal::code);
+        judged.authorization = authorization.rule;
+    }
+}
+
+/// A question on its way through the steps.
+struct Judged<'a> {
+    code: ReasonCode,
+    sender: Option<&'a RegisteredWorkload>,
+    decided: Option<Decided<'a>>,
+    endpoint: Option<&'a RegisteredWorkload>,
+    server: Option<ServerMode>,
+    authorization: Option<RuleRef>,
+    exempt: bool,
+}
+
+impl<'a> Judged<'a> {
+    const fn new(
+        sender: Option<&'a RegisteredWorkload>,
+        endpoint: Option<&'a RegisteredWorkload>,
+    ) -> Self {
+        Self {
+            code: ReasonCode::SameHost,
+            sender,
+            decided: None,
+            endpoint,
+            server: None,
+            authorization: None,
+            exempt: false,
+        }
+    }
+
+    fn intent(&self) -> Option<Intent> {
+        match (&self.decided, self.code) {
+            (Some(decided), _) => Some(decided.intent),
+            (None, ReasonCode::SameHost) => None,
+            (None, _) => Some(Intent::NotInMesh),
         }
     }
 }
@@ -165,7 +282,12 @@ impl Compiled {
 impl Explanation {
     /// The flow and its end; nothing of what led there.
     fn new(
-        (source, destination, protocol, port): (IpAddr, IpAddr, u8, Option<u16>),
+        &Question {
+            source,
+            destination,
+            protocol,
+            port,
+        }: &Question,
         code: ReasonCode,
     ) -> Self {
         Self {
@@ -191,6 +313,7 @@ impl Explanation {
             client_rule: None,
             server_mode: None,
             server_rule: None,
+            authorization: None,
             plaintext_accepted: false,
             exempt: false,
         }

@@ -36,9 +36,14 @@ pub struct Registry {
     workloads: Vec<RegisteredWorkload>,
     services: Vec<Service>,
     by_address: HashMap<IpAddr, usize>,
-    by_service_address: JointPrefixMap<IpNetwork, Vec<usize>>,
+    /// Services by their single addresses; these are most, and one look finds them.
+    by_service_address: HashMap<IpAddr, Vec<usize>>,
+    /// Services by their networks that are not one address.
+    by_service_network: JointPrefixMap<IpNetwork, Vec<usize>>,
     by_endpoint: HashMap<IpAddr, Vec<usize>>,
+    by_host: HashMap<Arc<str>, Vec<usize>>,
     local: HashMap<IpAddr, usize>,
+    local_by_identity: HashMap<SpiffeId, Vec<usize>>,
     owners: HashMap<IpAddr, Vec<SpiffeId>>,
     gateways: HashMap<SpiffeId, Vec<SocketAddr>>,
 }
@@ -90,9 +95,38 @@ impl Registry {
 
     /// Some local workload has this identity.
     pub fn has_local(&self, identity: &SpiffeId) -> bool {
-        self.workloads
-            .iter()
-            .any(|workload| workload.is_local && workload.identity.as_ref() == Some(identity))
+        self.local_by_identity.contains_key(identity)
+    }
+
+    /// The local workloads with this identity.
+    pub fn local_with<'a>(
+        &'a self,
+        identity: &SpiffeId,
+    ) -> impl Iterator<Item = &'a RegisteredWorkload> {
+        let indices = self.local_by_identity.get(identity).into_iter().flatten();
+        indices.filter_map(|index| self.workloads.get(*index))
+    }
+
+    /// Services with exactly this host, oldest first.
+    pub fn services_of_host(&self, host: &str) -> impl Iterator<Item = &Service> {
+        let indices = self.by_host.get(host).into_iter().flatten();
+        indices.filter_map(|index| self.services.get(*index))
+    }
+
+    /// Services with `address` among their addresses or an endpoint at `endpoint`, whoever may see them: oldest first,
+    /// each once.
+    pub fn every_service_at(&self, address: IpAddr, endpoint: IpAddr) -> Vec<&Service> {
+        let mut indices: Vec<usize> = self
+            .indices_of(IpNetwork::from(address))
+            .chain(self.by_endpoint.get(&endpoint).into_iter().flatten())
+            .copied()
+            .collect();
+        indices.sort_unstable();
+        indices.dedup();
+        indices
+            .into_iter()
+            .filter_map(|index| self.services.get(index))
+            .collect()
     }
 
     /// Gateways of the remote workloads with this identity, in the order of declaration.
@@ -145,9 +179,21 @@ impl Registry {
         namespace: &str,
         network: IpNetwork,
     ) -> impl Iterator<Item = &'a Service> {
-        let covering: Vec<_> = self.by_service_address.cover(&network).collect();
-        let indices = covering.into_iter().rev().flat_map(|(_, indices)| indices);
-        self.visible(namespace, indices)
+        self.visible(namespace, self.indices_of(network))
+    }
+
+    /// Services by `network` itself, then by wider ones, the narrowest first.
+    fn indices_of(&self, network: IpNetwork) -> impl Iterator<Item = &usize> {
+        let exact = single_address(network)
+            .and_then(|address| self.by_service_address.get(&address))
+            .into_iter()
+            .flatten();
+        let covering = if self.by_service_network.is_empty() {
+            Vec::new()
+        } else {
+            self.by_service_network.cover(&network).collect()
+        };
+        exact.chain(covering.into_iter().rev().flat_map(|(_, indices)| indices))
     }
 
     /// Services visible to `namespace` that have an endpoint at `address`, oldest first.

@@ -15,6 +15,7 @@ use crate::{
         compiled::{
             decide::{Decider, Verdict},
             rules::Client,
+            trace::Silent,
         },
     },
     wire::protocol::{SCTP, TCP, UDP},
@@ -46,9 +47,13 @@ pub(crate) fn steering(decider: &mut Decider, host: &HostFacts) -> Steering {
         exempt: host.exempt.clone(),
         ..Steering::default()
     };
-    if decider.mode == Mode::Strict {
-        steering.strict_all.clone_from(&local);
-    }
+    let is_strict = |address: &&IpAddr| {
+        let workload = decider.registry.local_workload(**address);
+        workload.is_some_and(|workload| {
+            decider.server_mode(workload, **address, None).mode == Mode::Strict
+        })
+    };
+    steering.strict_all = local.iter().filter(is_strict).copied().collect();
     let workloads = decider.registry.workloads().iter();
     steering.peers = workloads
         .filter(|workload| workload.mesh_capable && !workload.is_local)
@@ -110,7 +115,7 @@ fn steer_address(
 ) {
     let client = class.client();
     let mut ask = |port| {
-        let decided = decider.decide(client, address, port);
+        let decided = decider.decide(client, address, port, &mut Silent);
         if let (Verdict::Tunnel { peer, gateway }, Some(endpoint)) =
             (&decided.verdict, decided.endpoint)
             && endpoint.identity.is_none()
@@ -135,7 +140,7 @@ fn steer_address(
     // replies of a STRICT address to a peer in the tunnel.
     let is_wider = all
         || networks.iter().any(|network| network.contains(address))
-        || decider.mode == Mode::Strict && steering.peers.contains(&address);
+        || !steering.strict_all.is_empty() && steering.peers.contains(&address);
     for port in decider.registry.ports_at(client.namespace, address) {
         let is_captured = ask(Some(port));
         if !is_captured && !is_wider {

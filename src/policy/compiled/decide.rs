@@ -11,11 +11,14 @@ use ipnetwork::IpNetwork;
 
 use crate::{
     policy::{
-        Mode, Resources,
+        Resources,
         compiled::{
-            ReasonCode, RuleRef, Why,
+            ReasonCode, Why,
+            authorize::Authorizations,
             outcome::{Intent, Outcome, outcome},
             rules::{Choice, Client, Rules},
+            server::{Modes, ServerMode},
+            trace::{Silent, Trace},
         },
         document::ClientMode,
         settings::{MeshSettings, UnknownDestination},
@@ -23,7 +26,6 @@ use crate::{
     registry::{
         Registry,
         index::{Destination, RegisteredWorkload, Service},
-        naming,
         service::{Location, ServicePort},
     },
     spiffe::SpiffeId,
@@ -45,6 +47,14 @@ impl Verdict {
     }
 }
 
+/// Where a packet goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct To {
+    pub(crate) address: IpAddr,
+    /// `None` for a packet without ports.
+    pub(crate) port: Option<u16>,
+}
+
 /// A verdict with everything that led to it.
 #[derive(Clone, Debug)]
 pub(crate) struct Decided<'a> {
@@ -55,83 +65,92 @@ pub(crate) struct Decided<'a> {
     pub(crate) service: Option<&'a Service>,
     pub(crate) endpoint: Option<&'a RegisteredWorkload>,
     pub(crate) accepted: BTreeSet<String>,
+    /// The destination's; `None` where it is not in the mesh.
+    pub(crate) server: Option<ServerMode>,
 }
 
 /// The policy of the mesh: settings, rules and registry.
 #[derive(Debug)]
 pub(crate) struct Decider {
     pub(crate) mesh: MeshSettings,
-    pub(crate) mode: Mode,
-    pub(crate) mode_rule: Option<RuleRef>,
     pub(crate) rules: Rules,
+    pub(crate) modes: Modes,
+    pub(crate) authorizations: Authorizations,
     pub(crate) registry: Registry,
 }
 
 impl Decider {
     pub(crate) fn new(resources: &Resources, mesh: &MeshSettings, registry: Registry) -> Self {
-        let policy = resources.mesh_policy.as_ref();
         Self {
             mesh: mesh.clone(),
-            mode: policy.map_or(mesh.default_mode, |policy| policy.mode.value),
-            mode_rule: policy.map(|policy| RuleRef {
-                resource: policy.resource.clone(),
-                place: policy.mode.place.clone(),
-            }),
+            modes: Modes::new(resources, mesh, &registry),
+            authorizations: Authorizations::new(resources, mesh, &registry),
             rules: Rules::new(&resources.destination_rules, &mesh.root_namespace),
             registry,
         }
     }
 
     /// Decides for a client's packet to `address`; `port` is `None` for a packet without one.
-    pub(crate) fn decide(
+    pub(crate) fn decide<T: Trace>(
         &self,
         client: Client<'_>,
         address: IpAddr,
         port: Option<u16>,
+        trace: &mut T,
     ) -> Decided<'_> {
         match self.registry.classify(client.namespace, address, port) {
-            Destination::Service(service, port) => {
-                self.decide_service(client, service, Some(port), address)
+            Destination::Service(service, named) => {
+                let to = To { address, port };
+                self.decide_service(client, service, Some(named), to, trace)
             }
-            Destination::Address => self.decide_address(client, address),
+            Destination::Address => self.decide_address(client, To { address, port }, trace),
             Destination::Unknown => plaintext(ReasonCode::DestinationUnknown),
         }
     }
 
     /// Decides for one port of a service, or for the service as a whole.
-    pub(crate) fn decide_service<'a>(
+    pub(crate) fn decide_service<'a, T: Trace>(
         &'a self,
         client: Client<'_>,
         service: &'a Service,
         port: Option<&ServicePort>,
-        address: IpAddr,
+        to: To,
+        trace: &mut T,
     ) -> Decided<'a> {
-        self.decide_endpoint(client, service, port, self.endpoint(service, address))
+        let endpoint = self.endpoint(service, to.address);
+        self.decide_endpoint(
+            client,
+            service,
+            port,
+            endpoint.map(|found| (found, to)),
+            trace,
+        )
     }
 
-    fn decide_endpoint<'a>(
+    fn decide_endpoint<'a, T: Trace>(
         &'a self,
         client: Client<'_>,
         service: &'a Service,
         port: Option<&ServicePort>,
-        endpoint: Option<&'a RegisteredWorkload>,
+        endpoint: Option<(&'a RegisteredWorkload, To)>,
+        trace: &mut T,
     ) -> Decided<'a> {
         let number = port.map(|port| port.number);
         let choice = self
             .rules
-            .find(client, &service.host, service.namespace(), number);
+            .find(client, &service.host, service.namespace(), number, trace);
         let intent = self.intent(choice, service);
+        let server = endpoint.and_then(|(endpoint, to)| self.server_of(endpoint, to, trace));
+        let mode = server.as_ref().map(|server| server.mode);
         let mut decided = Decided {
             intent,
             choice,
             service: Some(service),
-            endpoint,
-            ..plaintext(plaintext_code(
-                intent,
-                endpoint.is_some_and(|endpoint| endpoint.mesh_capable),
-            ))
+            endpoint: endpoint.map(|(endpoint, _)| endpoint),
+            server,
+            ..plaintext(plaintext_code(intent, mode.is_some()))
         };
-        match outcome(intent, self.mode_of(endpoint)) {
+        match outcome(intent, mode) {
             Outcome::Plaintext | Outcome::RefusedByServer if intent != Intent::IstioMutual => {}
             Outcome::RefusedByServer | Outcome::Plaintext => {
                 decided.refuse(DropReason::ModeDisable, ReasonCode::ModeDisable);
@@ -163,37 +182,37 @@ impl Decider {
         service: &Service,
         port: Option<&ServicePort>,
     ) -> Verdict {
-        self.decide_endpoint(client, service, port, None).verdict
-    }
-
-    /// A destination's mode; `None` where it is not in the mesh.
-    pub(crate) fn mode_of(&self, endpoint: Option<&RegisteredWorkload>) -> Option<Mode> {
-        endpoint
-            .filter(|endpoint| endpoint.mesh_capable)
-            .map(|_| self.mode)
+        self.decide_endpoint(client, service, port, None, &mut Silent)
+            .verdict
     }
 
     /// A packet without port, or to a port that no service names, is decided for the address: if any service there
     /// goes through a tunnel so does this, else if any is refused so is this, else it is plaintext like they are.
-    fn decide_address(&self, client: Client<'_>, address: IpAddr) -> Decided<'_> {
-        let at = self.registry.services_at(client.namespace, address);
-        let behind = self.registry.services_behind(client.namespace, address);
+    fn decide_address<T: Trace>(&self, client: Client<'_>, to: To, trace: &mut T) -> Decided<'_> {
+        let at = self.registry.services_at(client.namespace, to.address);
+        let behind = self.registry.services_behind(client.namespace, to.address);
         let decided: Vec<_> = at
             .chain(behind)
-            .map(|service| self.decide_service(client, service, None, address))
+            .map(|service| self.decide_service(client, service, None, to, &mut Silent))
             .collect();
         let rank = |decided: &&Decided<'_>| match decided.verdict {
             Verdict::Tunnel { .. } => 0,
             Verdict::Refuse(_) => 1,
             Verdict::Plaintext => 2,
         };
-        let first = decided.iter().min_by_key(rank).cloned();
-        first.unwrap_or_else(|| self.decide_workload(address))
+        let first = decided
+            .iter()
+            .min_by_key(rank)
+            .and_then(|first| first.service);
+        match first {
+            Some(service) => self.decide_service(client, service, None, to, trace),
+            None => self.decide_workload(to, trace),
+        }
     }
 
     /// A workload that no visible service names.
-    fn decide_workload(&self, address: IpAddr) -> Decided<'_> {
-        let Some(endpoint) = self.registry.workload(address) else {
+    fn decide_workload<T: Trace>(&self, to: To, trace: &mut T) -> Decided<'_> {
+        let Some(endpoint) = self.registry.workload(to.address) else {
             return plaintext(ReasonCode::DestinationUnknown);
         };
         let intent = if self.mesh.auto_mtls {
@@ -201,12 +220,15 @@ impl Decider {
         } else {
             Intent::Unset
         };
+        let server = self.server_of(endpoint, to, trace);
+        let mode = server.as_ref().map(|server| server.mode);
         let mut decided = Decided {
             intent,
             endpoint: Some(endpoint),
+            server,
             ..plaintext(ReasonCode::DestinationNotInMesh)
         };
-        match outcome(intent, self.mode_of(Some(endpoint))) {
+        match outcome(intent, mode) {
             Outcome::Mtls => self.name(&mut decided),
             Outcome::Plaintext | Outcome::RefusedByClient | Outcome::RefusedByServer
                 if !endpoint.mesh_capable => {}
@@ -226,7 +248,7 @@ impl Decider {
     /// The workload that answers for `address`: the one that has it. A service address that no workload has is answered
     /// by the first remote endpoint that is in the mesh, as packets keep their address and each endpoint's host may have
     /// it. In a network each address stands for itself.
-    fn endpoint<'a>(
+    pub(crate) fn endpoint<'a>(
         &'a self,
         service: &'a Service,
         address: IpAddr,
@@ -241,93 +263,26 @@ impl Decider {
                 .min_by_key(|workload| !workload.mesh_capable)
         })
     }
-
-    /// Secure naming: the identity of the endpoint must be among those that may answer (policy.md 7.1).
-    fn name(&self, decided: &mut Decided<'_>) {
-        let Some(endpoint) = decided.endpoint else {
-            return decided.refuse(DropReason::NotInMesh, ReasonCode::DestinationOutsideMesh);
-        };
-        let (only, accepted) = self.accepted(decided, endpoint);
-        let peer = match &endpoint.identity {
-            Some(identity) => accepted
-                .contains(identity.as_str())
-                .then(|| identity.clone()),
-            None => only,
-        };
-        let is_empty = accepted.is_empty();
-        decided.accepted = accepted;
-        let Some(peer) = peer else {
-            let (reason, code) = if is_empty {
-                (
-                    DropReason::NoAuthorizedIdentity,
-                    ReasonCode::NoAuthorizedIdentity,
-                )
-            } else {
-                (
-                    DropReason::IdentityNotAccepted,
-                    ReasonCode::IdentityNotAccepted,
-                )
-            };
-            return decided.refuse(reason, code);
-        };
-        decided.verdict = Verdict::Tunnel {
-            peer,
-            gateway: endpoint.gateway,
-        };
-        decided.code = if decided.intent == Intent::IstioMutual {
-            ReasonCode::MutualByRule
-        } else {
-            ReasonCode::MutualAuto
-        };
-    }
-
-    /// The identities that may answer, and the one there is if there is exactly one before trust domain aliases. A
-    /// DestinationRule's subjectAltNames replace the registry's set, and are not expanded.
-    fn accepted(
-        &self,
-        decided: &Decided<'_>,
-        endpoint: &RegisteredWorkload,
-    ) -> (Option<SpiffeId>, BTreeSet<String>) {
-        let given = decided
-            .choice
-            .and_then(|choice| choice.tls?.subject_alt_names.as_ref());
-        if let Some(names) = given {
-            let accepted = names.iter().map(|name| name.to_string()).collect();
-            return (sole(names.iter().map(|name| &**name)), accepted);
-        }
-        let registered = naming::registered(decided.service, endpoint);
-        let only = sole(registered.iter().copied());
-        (
-            only,
-            naming::expand(registered, &self.mesh.trust_domain_aliases),
-        )
-    }
 }
 
 impl Decided<'_> {
     /// The reasons, for whoever asks about a flow.
-    pub(crate) fn why(&self, mode_rule: Option<&RuleRef>) -> Arc<Why> {
+    pub(crate) fn why(&self) -> Arc<Why> {
         Arc::new(Why {
             code: Some(self.code),
             text: self.code.text().into(),
             authorization: None,
             rule: self.choice.map(|choice| choice.rule_ref()),
-            mode_rule: mode_rule.cloned(),
+            mode_rule: self.server.as_ref().and_then(|server| server.rule.clone()),
             service: self.service.map(|service| service.host.to_string()),
             accepted: self.accepted.iter().cloned().collect(),
         })
     }
 
-    fn refuse(&mut self, reason: DropReason, code: ReasonCode) {
+    pub(super) fn refuse(&mut self, reason: DropReason, code: ReasonCode) {
         self.verdict = Verdict::Refuse(reason);
         self.code = code;
     }
-}
-
-/// The one identity of a set with exactly one member.
-fn sole<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<SpiffeId> {
-    let first = names.next()?;
-    names.next().is_none().then(|| first.parse().ok()).flatten()
 }
 
 fn plaintext(code: ReasonCode) -> Decided<'static> {
@@ -339,6 +294,7 @@ fn plaintext(code: ReasonCode) -> Decided<'static> {
         service: None,
         endpoint: None,
         accepted: BTreeSet::new(),
+        server: None,
     }
 }
 

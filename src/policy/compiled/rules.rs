@@ -1,13 +1,20 @@
 //! DestinationRule lookup: which rule a client follows towards a service (policy.md 3.2 to 3.6).
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
+use hashbrown::HashMap;
+
 use crate::{
     policy::{
-        compiled::RuleRef,
+        compiled::{
+            RuleRef,
+            question::Step,
+            trace::{Silent, Trace},
+        },
         document::{ClientTls, DestinationRule, TrafficPolicy},
     },
     registry::{
@@ -54,22 +61,42 @@ impl Choice<'_> {
     }
 }
 
-/// Every DestinationRule, by namespace, oldest first.
+/// Every DestinationRule, by namespace and host, oldest first.
 #[derive(Debug)]
 pub(crate) struct Rules {
-    by_namespace: BTreeMap<Arc<str>, Vec<DestinationRule>>,
+    by_namespace: BTreeMap<Arc<str>, Hosts>,
     root: Arc<str>,
+}
+
+/// The rules of one namespace, found by host without looking at the others.
+#[derive(Debug, Default)]
+struct Hosts {
+    exact: HashMap<Arc<str>, Vec<DestinationRule>>,
+    /// By what follows the `*`.
+    wildcards: HashMap<Arc<str>, Vec<DestinationRule>>,
+    /// Lengths of the wildcards' suffixes.
+    lengths: BTreeSet<usize>,
+}
+
+/// Where a rule is looked for (policy.md 3.3).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Pool {
+    /// Rules of the client's own namespace that it sees; for clients of the root namespace only that namespace's
+    /// private rules, so that mesh-wide rules stay the last resort for them too.
+    Client,
+    /// Rules that a namespace exports.
+    Exported,
 }
 
 impl Rules {
     pub(crate) fn new(rules: &[DestinationRule], root: &Arc<str>) -> Self {
-        let mut by_namespace: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        let mut by_namespace: BTreeMap<Arc<str>, Hosts> = BTreeMap::new();
         for rule in rules {
             let namespace = Arc::clone(&rule.resource.namespace);
             by_namespace
                 .entry(namespace)
                 .or_default()
-                .push(rule.clone());
+                .insert(rule.clone());
         }
         Self {
             by_namespace,
@@ -80,22 +107,28 @@ impl Rules {
     /// What `client` is told for `port` of a service; `port` is the service's port number, `None` asks for the service
     /// as a whole. Pools are asked in order and the first with a match ends the search, also when its rule says
     /// nothing about tls (policy.md 3.3).
-    pub(crate) fn find(
+    pub(crate) fn find<T: Trace>(
         &self,
         client: Client<'_>,
         host: &str,
         namespace: &str,
         port: Option<u16>,
+        trace: &mut T,
     ) -> Option<Choice<'_>> {
-        let found = self
-            .client_pool(client, host)
-            .or_else(|| self.exported_pool(namespace, client, host))
-            .or_else(|| self.exported_pool(&self.root, client, host))?;
-        let tls = found
+        let mut found = None;
+        for (pool, space) in self.pools(client, namespace) {
+            if found.is_some() && !T::ON {
+                break;
+            }
+            let here = self.pool(pool, space, client, host, found, trace);
+            found = found.or(here);
+        }
+        let rule = found?;
+        let tls = rule
             .traffic_policy
             .as_ref()
             .and_then(|policy| tls_of(policy, port));
-        Some(Choice { rule: found, tls })
+        Some(Choice { rule, tls })
     }
 
     /// The pools in which `find` looks, each with its winner; for findings about rules that hide others.
@@ -105,82 +138,197 @@ impl Rules {
         host: &str,
         namespace: &str,
     ) -> [Option<&DestinationRule>; 3] {
+        self.pools(client, namespace)
+            .map(|(pool, space)| self.pool(pool, space, client, host, None, &mut Silent))
+    }
+
+    /// Every rule, by namespace and host, oldest first.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &DestinationRule> {
+        self.by_namespace.values().flat_map(Hosts::in_order)
+    }
+
+    /// Rules of a namespace whose host covers `host`, the most specific host first, then the oldest rule.
+    pub(crate) fn covering<'a, 'h>(
+        &'a self,
+        namespace: &str,
+        host: &'h str,
+    ) -> impl Iterator<Item = &'a DestinationRule> + use<'a, 'h> {
+        let hosts = self.by_namespace.get(namespace);
+        hosts
+            .into_iter()
+            .flat_map(move |hosts| hosts.covering(host))
+            .flatten()
+    }
+
+    /// The namespace whose exported rules are the last resort.
+    pub(crate) const fn root(&self) -> &Arc<str> {
+        &self.root
+    }
+
+    fn pools<'a>(&'a self, client: Client<'a>, namespace: &'a str) -> [(Pool, &'a str); 3] {
         [
-            self.client_pool(client, host),
-            self.exported_pool(namespace, client, host),
-            self.exported_pool(&self.root, client, host),
+            (Pool::Client, client.namespace),
+            (Pool::Exported, namespace),
+            (Pool::Exported, &self.root),
         ]
     }
 
-    /// Every rule with its namespace's rules in order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &DestinationRule> {
-        self.by_namespace.values().flatten()
-    }
-
-    /// Rules of the client's own namespace that it sees; for clients of the root namespace only that namespace's
-    /// private rules, so that mesh-wide rules stay the last resort for them too.
-    fn client_pool(&self, client: Client<'_>, host: &str) -> Option<&DestinationRule> {
-        let is_member = |rule: &DestinationRule| {
-            if *client.namespace == self.root {
-                is_private(rule)
-            } else {
-                rule.export_to.includes(client.namespace)
+    /// The winner among the rules of a pool: most specific host, then a rule for this very client, then visible ones,
+    /// then the oldest. `earlier` is what an earlier pool has found.
+    fn pool<'a, T: Trace>(
+        &'a self,
+        pool: Pool,
+        namespace: &str,
+        client: Client<'_>,
+        host: &str,
+        earlier: Option<&DestinationRule>,
+        trace: &mut T,
+    ) -> Option<&'a DestinationRule> {
+        let mut winner = None;
+        for bucket in self.by_namespace.get(namespace)?.covering(host) {
+            let member = |rule: &&DestinationRule| self.why_no_member(pool, rule, client).is_none();
+            if winner.is_none() {
+                winner = best(bucket.iter().filter(member), client);
             }
-        };
-        self.pool(client.namespace, client, host, is_member)
+            if T::ON {
+                self.tell(pool, bucket, winner, earlier, client, trace);
+            } else if winner.is_some() {
+                break;
+            }
+        }
+        winner.filter(|rule| is_seen(pool, rule, client))
     }
 
-    fn exported_pool(
+    /// Why a rule is not in a pool for this client.
+    fn why_no_member(
         &self,
-        namespace: &str,
+        pool: Pool,
+        rule: &DestinationRule,
         client: Client<'_>,
-        host: &str,
-    ) -> Option<&DestinationRule> {
-        let found = self.pool(namespace, client, host, |rule| !is_private(rule))?;
-        found.export_to.includes(client.namespace).then_some(found)
+    ) -> Option<&'static str> {
+        if !selects(rule, client) {
+            return Some("its workloadSelector does not select the client");
+        }
+        let (is_member, why) = match pool {
+            Pool::Client if *client.namespace == self.root => (
+                is_private(rule),
+                "clients of the root namespace come to its mesh-wide rules last",
+            ),
+            Pool::Client => (
+                rule.export_to.includes(client.namespace),
+                "it is not exported to its own namespace",
+            ),
+            Pool::Exported => (!is_private(rule), "it is private to its namespace"),
+        };
+        (!is_member).then_some(why)
     }
 
-    /// The winner among the members: most specific host, then a rule for this very client, then visible ones, then the
-    /// oldest. A rule without traffic policy takes the next one's of the same host, audience and selector.
-    fn pool(
+    fn tell<T: Trace>(
         &self,
-        namespace: &str,
+        pool: Pool,
+        bucket: &[DestinationRule],
+        winner: Option<&DestinationRule>,
+        earlier: Option<&DestinationRule>,
         client: Client<'_>,
-        host: &str,
-        is_member: impl Fn(&DestinationRule) -> bool,
-    ) -> Option<&DestinationRule> {
-        let members = || {
-            let rules = self.by_namespace.get(namespace).into_iter().flatten();
-            rules.filter(|rule| {
-                is_member(rule) && selects(rule, client) && host_matches(&rule.host.value, host)
-            })
-        };
-        let best = members().map(|rule| specificity(&rule.host.value)).max()?;
-        let ranked = members().filter(|rule| specificity(&rule.host.value) == best);
-        let first = ranked.clone().min_by_key(|rule| {
-            (
-                rule.workload_selector.is_none(),
-                !rule.export_to.includes(client.namespace),
-            )
-        })?;
-        let merged = ranked.filter(|rule| {
-            rule.export_to == first.export_to && rule.workload_selector == first.workload_selector
-        });
-        merged
-            .into_iter()
-            .find(|rule| rule.traffic_policy.is_some())
-            .or(Some(first))
+        trace: &mut T,
+    ) {
+        for rule in bucket {
+            let is_winner = winner.is_some_and(|winner| winner.resource == rule.resource);
+            let why: Cow<'static, str> = match (self.why_no_member(pool, rule, client), earlier) {
+                (Some(why), _) => why.into(),
+                (None, Some(earlier)) => format!("{} comes first", earlier.resource).into(),
+                (None, None) if is_winner && is_seen(pool, rule, client) => match pool {
+                    Pool::Client => "the most specific of the client's namespace".into(),
+                    Pool::Exported => "the most specific of its namespace".into(),
+                },
+                (None, None) if is_winner => format!(
+                    "the most specific, but not exported to {}",
+                    client.namespace
+                )
+                .into(),
+                (None, None) => match winner {
+                    Some(winner) if winner.host.value != rule.host.value => {
+                        format!("{} has a more specific host", winner.resource).into()
+                    }
+                    Some(winner) => {
+                        format!("{} has the same host and comes first", winner.resource).into()
+                    }
+                    None => "no rule of its namespace counts".into(),
+                },
+            };
+            let won = is_winner && earlier.is_none() && is_seen(pool, rule, client);
+            let choice = Choice { rule, tls: None };
+            trace.note(Step::ClientRule, choice.rule_ref(), won, why);
+        }
     }
 }
 
-/// Tells whether a rule's host (`*`, `*suffix` or a name) covers a service's. The suffix is a plain string, not labels; a
-/// service host with a wildcard is covered by equal or wider wildcards only (policy.md 3.1, 3.2).
-pub(crate) fn host_matches(rule: &str, host: &str) -> bool {
-    match (rule.strip_prefix('*'), host.strip_prefix('*')) {
-        (Some(rule), Some(host)) => host.ends_with(rule),
-        (Some(rule), None) => host.ends_with(rule),
-        (None, _) => rule == host,
+impl Hosts {
+    fn insert(&mut self, rule: DestinationRule) {
+        match rule.host.value.strip_prefix('*') {
+            Some(suffix) => {
+                self.lengths.insert(suffix.len());
+                self.wildcards.entry(suffix.into()).or_default().push(rule);
+            }
+            None => self
+                .exact
+                .entry(rule.host.value.clone())
+                .or_default()
+                .push(rule),
+        }
     }
+
+    /// Rules whose host covers `host`, by host: an exact one, then wildcards from the longest. The suffix is a plain
+    /// string, not labels; a service host with a wildcard is covered by equal or wider wildcards only (policy.md 3.1).
+    fn covering<'a, 'h>(
+        &'a self,
+        host: &'h str,
+    ) -> impl Iterator<Item = &'a [DestinationRule]> + use<'a, 'h> {
+        let (exact, tail) = match host.strip_prefix('*') {
+            Some(tail) => (None, tail),
+            None => (self.exact.get(host), host),
+        };
+        let lengths = self.lengths.range(..=tail.len()).rev();
+        let wildcards = lengths.filter_map(move |length| {
+            let suffix = tail.get(tail.len().checked_sub(*length)?..)?;
+            self.wildcards.get(suffix)
+        });
+        exact.into_iter().chain(wildcards).map(Vec::as_slice)
+    }
+
+    /// Every rule, by host, oldest first.
+    fn in_order(&self) -> impl Iterator<Item = &DestinationRule> {
+        let buckets = self.exact.values().chain(self.wildcards.values());
+        let by_host: BTreeMap<_, _> = buckets
+            .filter_map(|bucket| Some((&bucket.first()?.host.value, bucket)))
+            .collect();
+        by_host.into_values().flatten()
+    }
+}
+
+/// The rule of one host that counts for a client. One without traffic policy takes the next one's of the same audience
+/// and selector.
+fn best<'a>(
+    members: impl Iterator<Item = &'a DestinationRule> + Clone,
+    client: Client<'_>,
+) -> Option<&'a DestinationRule> {
+    let first = members.clone().min_by_key(|rule| {
+        (
+            rule.workload_selector.is_none(),
+            !rule.export_to.includes(client.namespace),
+        )
+    })?;
+    let mut merged = members.filter(|rule| {
+        rule.export_to == first.export_to && rule.workload_selector == first.workload_selector
+    });
+    merged
+        .find(|rule| rule.traffic_policy.is_some())
+        .or(Some(first))
+}
+
+/// An exported rule is there for the namespaces that it names; the client's own pool has been asked already.
+fn is_seen(pool: Pool, rule: &DestinationRule, client: Client<'_>) -> bool {
+    pool == Pool::Client || rule.export_to.includes(client.namespace)
 }
 
 /// Rules that can never decide because an older rule of the same host, audience and selector has a traffic policy.
@@ -211,11 +359,6 @@ pub(crate) fn shadowed(rules: &Rules) -> Vec<(&DestinationRule, &DestinationRule
 fn tls_of(policy: &TrafficPolicy, port: Option<u16>) -> Option<&ClientTls> {
     let entry = port.and_then(|port| policy.ports.iter().find(|entry| entry.port == port));
     entry.map_or(policy.tls.as_ref(), |entry| entry.tls.as_ref())
-}
-
-/// An exact host beats every wildcard; a longer wildcard beats a shorter one.
-fn specificity(host: &str) -> (bool, usize) {
-    (!host.starts_with('*'), host.len())
 }
 
 /// Exported to its own namespace alone; a workload selector forces that (policy.md 3.4).

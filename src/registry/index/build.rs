@@ -1,11 +1,12 @@
 //! Building the registry: declarations joined by address, endpoints selected, tables filled.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
+use hashbrown::{HashMap, HashSet};
 use ipnetwork::IpNetwork;
 
 use super::{
@@ -75,8 +76,9 @@ impl Registry {
             workload.is_local = workload.identity.as_ref().is_some_and(|id| host.holds(id))
                 && host.has_address(workload.gateway.ip());
         }
+        let selection = Selection::new(workloads);
         for entry in services {
-            registry.add_service(entry, workloads);
+            registry.add_service(entry, &selection);
         }
         registry.index_workloads();
         registry.index_service_addresses(host);
@@ -97,6 +99,7 @@ impl Registry {
             .transpose()
             .map_err(|reason| RegistryError::BadIdentity { place, reason })?;
         let registered = RegisteredWorkload {
+            number: self.workloads.len(),
             address: workload.address,
             namespace: Arc::clone(&workload.namespace),
             identity,
@@ -124,21 +127,20 @@ impl Registry {
         }
     }
 
-    fn add_service(&mut self, entry: &ServiceEntry, workloads: &[Workload]) {
-        let endpoints = endpoints_of(entry, workloads);
+    fn add_service(&mut self, entry: &ServiceEntry, selection: &Selection<'_>) {
+        let endpoints = endpoints_of(entry, selection);
         for host in &entry.hosts {
             let index = self.services.len();
             let addresses: BTreeSet<_> = entry.addresses.iter().copied().map(masked).collect();
             for network in &addresses {
-                match self.by_service_address.get_mut(network) {
-                    Some(indices) => indices.push(index),
-                    None => drop(self.by_service_address.insert(*network, vec![index])),
-                }
+                self.index_network(*network, index);
             }
+            push_unique(self.by_host.entry(Arc::clone(host)).or_default(), index);
             for endpoint in &endpoints {
                 push_unique(self.by_endpoint.entry(endpoint.address).or_default(), index);
             }
             self.services.push(Service {
+                number: index,
                 host: Arc::clone(host),
                 resource: entry.resource.clone(),
                 place: entry.place.clone(),
@@ -157,7 +159,22 @@ impl Registry {
         }
     }
 
+    fn index_network(&mut self, network: IpNetwork, index: usize) {
+        if let Some(address) = single_address(network) {
+            self.by_service_address
+                .entry(address)
+                .or_default()
+                .push(index);
+            return;
+        }
+        match self.by_service_network.get_mut(&network) {
+            Some(indices) => indices.push(index),
+            None => drop(self.by_service_network.insert(network, vec![index])),
+        }
+    }
+
     fn index_workloads(&mut self) {
+        let mut seen = HashSet::new();
         for (index, workload) in self.workloads.iter().enumerate() {
             let Some(identity) = &workload.identity else {
                 continue;
@@ -169,8 +186,12 @@ impl Registry {
             let gateways = self.gateways.entry(identity.clone()).or_default();
             if workload.is_local {
                 self.local.insert(workload.address, index);
-            } else {
-                push_unique(gateways, workload.gateway);
+                self.local_by_identity
+                    .entry(identity.clone())
+                    .or_default()
+                    .push(index);
+            } else if seen.insert((identity, workload.gateway)) {
+                gateways.push(workload.gateway);
             }
         }
     }
@@ -214,22 +235,66 @@ fn inline_endpoints(entry: &ServiceEntry) -> &[Workload] {
     }
 }
 
-fn endpoints_of(entry: &ServiceEntry, workloads: &[Workload]) -> Vec<Endpoint> {
+/// WorkloadEntries by namespace and label, so that many selectors over many workloads stay cheap.
+struct Selection<'a> {
+    by_namespace: HashMap<&'a str, Vec<&'a Workload>>,
+    by_label: HashMap<(&'a str, &'a str, &'a str), Vec<&'a Workload>>,
+}
+
+impl<'a> Selection<'a> {
+    fn new(workloads: &'a [Workload]) -> Self {
+        let mut selection = Self {
+            by_namespace: HashMap::new(),
+            by_label: HashMap::new(),
+        };
+        for workload in workloads {
+            let namespace = &*workload.namespace;
+            selection
+                .by_namespace
+                .entry(namespace)
+                .or_default()
+                .push(workload);
+            for (key, value) in &workload.labels {
+                selection
+                    .by_label
+                    .entry((namespace, key, value))
+                    .or_default()
+                    .push(workload);
+            }
+        }
+        selection
+    }
+
+    /// The workloads of `namespace` with all of `labels`, in the order of their declaration.
+    fn select(&self, namespace: &str, labels: &BTreeMap<Arc<str>, Arc<str>>) -> Vec<&'a Workload> {
+        let rarest = labels
+            .iter()
+            .map(|(key, value)| {
+                let with_label = self.by_label.get(&(namespace, &**key, &**value));
+                with_label.map_or(&[][..], Vec::as_slice)
+            })
+            .min_by_key(|workloads| workloads.len());
+        let candidates = rarest
+            .or_else(|| self.by_namespace.get(namespace).map(Vec::as_slice))
+            .unwrap_or_default();
+        candidates
+            .iter()
+            .copied()
+            .filter(|workload| is_subset(labels, &workload.labels))
+            .collect()
+    }
+}
+
+fn endpoints_of(entry: &ServiceEntry, selection: &Selection<'_>) -> Vec<Endpoint> {
     let selected: Vec<_> = match &entry.endpoints {
         Endpoints::Inline(inline) => inline.iter().collect(),
-        Endpoints::Selector(labels) => workloads
-            .iter()
-            .filter(|workload| workload.namespace == entry.resource.namespace)
-            .filter(|workload| is_subset(labels, &workload.labels))
-            .collect(),
+        Endpoints::Selector(labels) => selection.select(&entry.resource.namespace, labels),
         Endpoints::None => Vec::new(),
     };
     let mut endpoints: Vec<Endpoint> = Vec::new();
+    let mut seen = HashSet::new();
     for workload in selected {
-        if endpoints
-            .iter()
-            .all(|known| known.address != workload.address)
-        {
+        if seen.insert(workload.address) {
             let ports = entry
                 .ports
                 .iter()
@@ -273,7 +338,10 @@ fn merge(
     };
     let mesh_capable = known.mesh_capable || other.mesh_capable;
     if known.identity.is_none() && other.identity.is_some() {
-        *known = other;
+        *known = RegisteredWorkload {
+            number: known.number,
+            ..other
+        };
     }
     known.gateway = gateway;
     known.mesh_capable = mesh_capable;

@@ -19,6 +19,8 @@ use crate::{
 /// The workload that an address belongs to: what all declarations of the address say together.
 #[derive(Clone, Debug)]
 pub struct RegisteredWorkload {
+    /// Its place among [`Registry::workloads`](super::Registry::workloads), for tables beside the registry.
+    pub number: usize,
     /// Its address; no other workload has it.
     pub address: IpAddr,
     /// The namespace of its identity.
@@ -51,6 +53,8 @@ pub struct Endpoint {
 /// One host of a ServiceEntry.
 #[derive(Clone, Debug)]
 pub struct Service {
+    /// Its place among [`Registry::services`](super::Registry::services).
+    pub number: usize,
     /// Host name, lower case; may begin with `*`.
     pub host: Arc<str>,
     /// The ServiceEntry.
@@ -89,6 +93,13 @@ impl Service {
         self.ports.iter().find(|port| port.number == number)
     }
 
+    /// `address` is one of the service's own, or in one of its networks.
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        self.addresses
+            .iter()
+            .any(|network| network.contains(address))
+    }
+
     /// The endpoint at `address`.
     pub fn endpoint(&self, address: IpAddr) -> Option<&Endpoint> {
         self.endpoints
@@ -97,7 +108,7 @@ impl Service {
     }
 
     /// The service port behind an endpoint's own port.
-    pub(super) fn port_of_endpoint(&self, address: IpAddr, number: u16) -> Option<&ServicePort> {
+    pub fn port_of_endpoint(&self, address: IpAddr, number: u16) -> Option<&ServicePort> {
         let endpoint = self.endpoint(address)?;
         let mut ports = self.ports.iter().zip(&endpoint.ports);
         ports.find(|(_, own)| **own == number).map(|(port, _)| port)

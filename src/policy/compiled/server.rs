@@ -1,0 +1,422 @@
+//! The server's mode: PeerAuthentication, or where none applies Policy and MeshPolicy (policy.md 1.3, 1.6, 2.2).
+
+mod story;
+
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+
+use hashbrown::HashMap;
+
+use self::story::tell_won;
+use crate::{
+    policy::{
+        MeshSettings, Mode, Resources, RuleRef,
+        compiled::{question::Step, select::Selectors, trace::Trace},
+        document::{MeshPolicy, PeerAuthentication, Placed, Policy, PortSelector},
+    },
+    registry::{
+        Place, Registry, ResourceName,
+        index::{RegisteredWorkload, Service},
+        service::ServicePort,
+    },
+};
+
+/// A mode, and the rule that gives it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct ServerMode {
+    /// What the server accepts.
+    pub(crate) mode: Mode,
+    /// None: the setting `default_mode`, or a PeerAuthentication that says nothing.
+    pub(crate) rule: Option<RuleRef>,
+}
+
+/// Every policy about modes, and for each workload which of them apply.
+#[derive(Debug)]
+pub(crate) struct Modes {
+    root: Arc<str>,
+    default_mode: Mode,
+    mesh_policy: Option<MeshPolicy>,
+    policies: Vec<Policy>,
+    /// Numbers of the Policies that target a host, oldest first.
+    by_target: HashMap<Arc<str>, Vec<usize>>,
+    /// The Policy of a whole namespace.
+    by_namespace: HashMap<Arc<str>, usize>,
+    authentications: Vec<PeerAuthentication>,
+    selectors: Selectors,
+    by_workload: Vec<Levels>,
+}
+
+/// The one PeerAuthentication that counts at each level, by number.
+#[derive(Clone, Copy, Debug, Default)]
+struct Levels {
+    mesh: Option<usize>,
+    namespace: Option<usize>,
+    workload: Option<usize>,
+}
+
+impl Levels {
+    const fn is_empty(self) -> bool {
+        self.mesh.is_none() && self.namespace.is_none() && self.workload.is_none()
+    }
+}
+
+impl Modes {
+    /// Finds for each workload of `registry` the policies that apply to it.
+    pub(crate) fn new(resources: &Resources, mesh: &MeshSettings, registry: &Registry) -> Self {
+        let policies = resources.policies.clone();
+        let mut by_target: HashMap<_, Vec<usize>> = HashMap::new();
+        let mut by_namespace = HashMap::new();
+        for (number, policy) in policies.iter().enumerate() {
+            if policy.targets.is_empty() {
+                by_namespace
+                    .entry(policy.resource.namespace.clone())
+                    .or_insert(number);
+            }
+            for target in &policy.targets {
+                let numbers = by_target.entry(target.host.value.clone()).or_default();
+                if numbers.last() != Some(&number) {
+                    numbers.push(number);
+                }
+            }
+        }
+        let authentications = resources.peer_authentications.clone();
+        let selectors = Selectors::new(
+            authentications
+                .iter()
+                .map(|known| (&known.resource.namespace, known.selector.as_ref())),
+        );
+        let mut modes = Self {
+            root: mesh.root_namespace.clone(),
+            default_mode: mesh.default_mode,
+            mesh_policy: resources.mesh_policy.clone(),
+            policies,
+            by_target,
+            by_namespace,
+            authentications,
+            selectors,
+            by_workload: Vec::new(),
+        };
+        let workloads = registry.workloads().iter();
+        modes.by_workload = workloads.map(|workload| modes.levels(workload)).collect();
+        modes
+    }
+
+    /// The oldest policy of each level counts; ties went to name and namespace when the resources were ordered.
+    fn levels(&self, workload: &RegisteredWorkload) -> Levels {
+        let first = |numbers: &[usize]| numbers.first().copied();
+        let mesh = first(self.selectors.whole(&self.root));
+        if workload.namespace == self.root {
+            return Levels {
+                mesh,
+                ..Levels::default()
+            };
+        }
+        Levels {
+            mesh,
+            namespace: first(self.selectors.whole(&workload.namespace)),
+            workload: first(&self.selecting(workload)),
+        }
+    }
+
+    fn selecting(&self, workload: &RegisteredWorkload) -> Vec<usize> {
+        self.selectors
+            .selecting(&workload.namespace, &workload.labels, |number| {
+                self.authentications.get(number)?.selector.as_ref()
+            })
+    }
+
+    /// The mode of a workload for packets to `address` and `port`.
+    pub(crate) fn mode<T: Trace>(
+        &self,
+        registry: &Registry,
+        workload: &RegisteredWorkload,
+        (address, port): (IpAddr, Option<u16>),
+        trace: &mut T,
+    ) -> ServerMode {
+        let levels = self.levels_of(workload);
+        if !levels.is_empty() {
+            let mode = self.authenticated(levels, port);
+            if T::ON {
+                self.tell_authentications(workload, levels, &mode, trace);
+                self.tell_replaced(registry, workload, address, trace);
+            }
+            return mode;
+        }
+        if self.policies.is_empty() {
+            let mode = self.mesh_level();
+            if T::ON {
+                tell_won(&mode, "no narrower policy applies", trace);
+            }
+            return mode;
+        }
+        self.by_service(registry, workload, (address, port), trace)
+    }
+
+    /// What holds where nothing narrower does.
+    pub(crate) fn mesh_mode(&self) -> ServerMode {
+        match self.selectors.whole(&self.root).first() {
+            Some(&number) => self.authenticated(
+                Levels {
+                    mesh: Some(number),
+                    ..Levels::default()
+                },
+                None,
+            ),
+            None => self.mesh_level(),
+        }
+    }
+
+    /// No resource gives a mode to anything.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.mesh_policy.is_none() && self.policies.is_empty() && self.authentications.is_empty()
+    }
+
+    /// Ports of packets to `address` that some policy for the workload tells apart.
+    pub(crate) fn ports(
+        &self,
+        registry: &Registry,
+        workload: &RegisteredWorkload,
+        address: IpAddr,
+    ) -> BTreeSet<u16> {
+        let levels = self.levels_of(workload);
+        if !levels.is_empty() {
+            let authentication = self.authentication(levels.workload);
+            return authentication
+                .map_or_else(BTreeSet::new, |known| known.ports.keys().copied().collect());
+        }
+        if self.policies.is_empty() {
+            return BTreeSet::new();
+        }
+        let services = registry.every_service_at(address, workload.address);
+        let mut ports = BTreeSet::new();
+        for service in services {
+            if service.has_address(address) {
+                ports.extend(service.ports.iter().map(|port| port.number));
+            }
+            if let Some(endpoint) = service.endpoint(workload.address) {
+                ports.extend(&endpoint.ports);
+            }
+        }
+        ports
+    }
+
+    fn levels_of(&self, workload: &RegisteredWorkload) -> Levels {
+        let known = self.by_workload.get(workload.number);
+        known.copied().unwrap_or_default()
+    }
+
+    fn authentication(&self, number: Option<usize>) -> Option<&PeerAuthentication> {
+        self.authentications.get(number?)
+    }
+
+    /// Wide to narrow, each level that is not UNSET replaces the mode; a port of the workload's own policy comes last.
+    fn authenticated(&self, levels: Levels, port: Option<u16>) -> ServerMode {
+        let mut mode = ServerMode {
+            mode: Mode::Permissive,
+            rule: None,
+        };
+        for level in [levels.mesh, levels.namespace, levels.workload] {
+            let Some(known) = self.authentication(level) else {
+                continue;
+            };
+            set(&mut mode, &known.resource, &known.mode);
+        }
+        let own = self.authentication(levels.workload);
+        if let Some(known) = own
+            && let Some(entry) = port.and_then(|port| known.ports.get(&port))
+        {
+            set(&mut mode, &known.resource, entry);
+        }
+        mode
+    }
+
+    /// The first generation: each service that the packet may be for has a mode, and the strictest counts.
+    fn by_service<T: Trace>(
+        &self,
+        registry: &Registry,
+        workload: &RegisteredWorkload,
+        (address, port): (IpAddr, Option<u16>),
+        trace: &mut T,
+    ) -> ServerMode {
+        let services = registry.every_service_at(address, workload.address);
+        let mut strictest: Option<ServerMode> = None;
+        let mut take = |mode: ServerMode| {
+            if strictest
+                .as_ref()
+                .is_none_or(|known| mode.mode > known.mode)
+            {
+                strictest = Some(mode);
+            }
+        };
+        let has_named = services
+            .iter()
+            .any(|service| service_port(service, workload, address, port).is_some());
+        for service in &services {
+            let port = service_port(service, workload, address, port);
+            if port.is_some() || !has_named {
+                take(self.service_mode(service, port, trace));
+            }
+        }
+        let mode = strictest.unwrap_or_else(|| self.namespace_level(&workload.namespace));
+        if T::ON {
+            tell_won(&mode, "the strictest of the narrowest policies", trace);
+            self.tell_lost(&services, trace);
+        }
+        mode
+    }
+
+    /// A service's own Policy, one for this port first; else that of its namespace or of the mesh.
+    fn service_mode<T: Trace>(
+        &self,
+        service: &Service,
+        port: Option<&ServicePort>,
+        trace: &mut T,
+    ) -> ServerMode {
+        let mut for_port = None;
+        let mut for_whole = None;
+        for policy in self.targeting(service) {
+            let mut targets = policy
+                .targets
+                .iter()
+                .filter(|target| target.host.value == service.host);
+            let has_whole = targets.clone().any(|target| target.ports.is_empty());
+            if targets.any(|target| target.ports.iter().any(|wanted| is_port(wanted, port))) {
+                for_port = for_port.or(Some(policy));
+            } else if has_whole {
+                for_whole = for_whole.or(Some(policy));
+            } else if T::ON {
+                let why = "it targets other ports of the service";
+                trace.note(Step::ServerMode, policy_ref(policy), false, why.into());
+            }
+        }
+        match for_port.or(for_whole) {
+            Some(policy) => ServerMode {
+                mode: policy.mode.value,
+                rule: Some(policy_ref(policy)),
+            },
+            None => self.namespace_level(service.namespace()),
+        }
+    }
+
+    /// Policies of a service's namespace that target it, oldest first.
+    pub(crate) fn targeting(&self, service: &Service) -> impl Iterator<Item = &Policy> {
+        let numbers = self.by_target.get(&service.host).into_iter().flatten();
+        numbers
+            .filter_map(|number| self.policies.get(*number))
+            .filter(|policy| policy.resource.namespace == *service.namespace())
+    }
+
+    fn namespace_level(&self, namespace: &str) -> ServerMode {
+        let policy = self.by_namespace.get(namespace);
+        match policy.and_then(|number| self.policies.get(*number)) {
+            Some(policy) => ServerMode {
+                mode: policy.mode.value,
+                rule: Some(policy_ref(policy)),
+            },
+            None => self.mesh_level(),
+        }
+    }
+
+    fn mesh_level(&self) -> ServerMode {
+        match &self.mesh_policy {
+            Some(policy) => ServerMode {
+                mode: policy.mode.value,
+                rule: Some(rule_ref(&policy.resource, &policy.mode.place)),
+            },
+            None => ServerMode {
+                mode: self.default_mode,
+                rule: None,
+            },
+        }
+    }
+
+    /// Policies of the first generation that would apply to the workload, were there no PeerAuthentication.
+    pub(crate) fn replaced(
+        &self,
+        registry: &Registry,
+        workload: &RegisteredWorkload,
+        address: IpAddr,
+    ) -> Vec<RuleRef> {
+        if self.policies.is_empty() && self.mesh_policy.is_none() {
+            return Vec::new();
+        }
+        let services = registry.every_service_at(address, workload.address);
+        let targeting = services.iter().flat_map(|service| self.targeting(service));
+        let mut replaced: Vec<_> = targeting.map(policy_ref).collect();
+        replaced.extend(self.namespace_level(&workload.namespace).rule);
+        replaced
+    }
+
+    /// The PeerAuthentication that applies most narrowly to a workload, if any does.
+    pub(crate) fn narrowest(&self, workload: &RegisteredWorkload) -> Option<&PeerAuthentication> {
+        let levels = self.levels_of(workload);
+        self.authentication(levels.workload.or(levels.namespace).or(levels.mesh))
+    }
+
+    /// Every PeerAuthentication that selects the workload, oldest first.
+    pub(crate) fn selecting_all(
+        &self,
+        workload: &RegisteredWorkload,
+    ) -> impl Iterator<Item = &PeerAuthentication> {
+        let selecting = if workload.namespace == self.root {
+            Vec::new()
+        } else {
+            self.selecting(workload)
+        };
+        selecting
+            .into_iter()
+            .filter_map(|number| self.authentications.get(number))
+    }
+
+    /// Every PeerAuthentication.
+    pub(crate) fn authentications(&self) -> &[PeerAuthentication] {
+        &self.authentications
+    }
+
+    /// Every Policy.
+    pub(crate) fn policies(&self) -> &[Policy] {
+        &self.policies
+    }
+}
+
+/// The port of a service that a packet to `address` and `port` is for.
+fn service_port<'a>(
+    service: &'a Service,
+    workload: &RegisteredWorkload,
+    address: IpAddr,
+    port: Option<u16>,
+) -> Option<&'a ServicePort> {
+    let number = port?;
+    let own = service
+        .has_address(address)
+        .then(|| service.port(number))
+        .flatten();
+    own.or_else(|| service.port_of_endpoint(workload.address, number))
+}
+
+fn is_port(wanted: &Placed<PortSelector>, port: Option<&ServicePort>) -> bool {
+    port.is_some_and(|port| match &wanted.value {
+        PortSelector::Name(name) => *name == port.name,
+        PortSelector::Number(number) => *number == port.number,
+    })
+}
+
+/// A level that is not UNSET replaces the mode.
+fn set(mode: &mut ServerMode, resource: &ResourceName, given: &Placed<Option<Mode>>) {
+    if let Some(value) = given.value {
+        *mode = ServerMode {
+            mode: value,
+            rule: Some(rule_ref(resource, &given.place)),
+        };
+    }
+}
+
+fn policy_ref(policy: &Policy) -> RuleRef {
+    rule_ref(&policy.resource, &policy.mode.place)
+}
+
+fn rule_ref(resource: &ResourceName, place: &Place) -> RuleRef {
+    RuleRef {
+        resource: resource.clone(),
+        place: place.clone(),
+    }
+}
