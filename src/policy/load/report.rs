@@ -9,13 +9,15 @@ use crate::{
 };
 
 /// How many findings of one severity are kept of one file.
-const MAX_FINDINGS: usize = 100;
+pub(super) const MAX_FINDINGS: usize = 100;
 
 /// The findings of one file; however wrong it is, their number is bounded.
 #[derive(Debug)]
 pub(super) struct Report<'m> {
     file: &'m Arc<str>,
     found: Vec<Diagnostic>,
+    /// Errors, warnings, infos among them.
+    counts: [usize; 3],
 }
 
 impl<'m> Report<'m> {
@@ -23,12 +25,13 @@ impl<'m> Report<'m> {
         Self {
             file,
             found: Vec::new(),
+            counts: [0; 3],
         }
     }
 
     /// Adds `found` at `mark`. Beyond the bound only the fact that there is more is kept.
     pub(super) fn add(&mut self, mark: Mark, found: Diagnostic) {
-        let count = self.count(found.severity);
+        let count = *self.count_mut(found.severity);
         let mut found = found;
         if count == MAX_FINDINGS {
             let message = format!(
@@ -40,6 +43,7 @@ impl<'m> Report<'m> {
             };
         }
         if count <= MAX_FINDINGS {
+            *self.count_mut(found.severity) += 1;
             self.found
                 .push(found.at(self.place(mark), mark.length as usize));
         }
@@ -55,8 +59,9 @@ impl<'m> Report<'m> {
     }
 
     /// Whether the bound for errors is reached, so that reading on would only cost time.
-    pub(super) fn is_full(&self) -> bool {
-        self.count(Severity::Error) > MAX_FINDINGS
+    pub(super) const fn is_full(&self) -> bool {
+        let [errors, ..] = self.counts;
+        errors > MAX_FINDINGS
     }
 
     /// The findings in the order of the text.
@@ -66,10 +71,12 @@ impl<'m> Report<'m> {
         self.found
     }
 
-    fn count(&self, severity: Severity) -> usize {
-        self.found
-            .iter()
-            .filter(|found| found.severity == severity)
-            .count()
+    const fn count_mut(&mut self, severity: Severity) -> &mut usize {
+        let [errors, warnings, infos] = &mut self.counts;
+        match severity {
+            Severity::Error => errors,
+            Severity::Warning => warnings,
+            Severity::Info => infos,
+        }
     }
 }
