@@ -5,6 +5,8 @@
 
 #[path = "malformed_policy/cases.rs"]
 mod cases;
+#[path = "malformed_policy/security.rs"]
+mod security;
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -14,6 +16,7 @@ use identun::{
         diagnostic::codes,
         load::{load, parse_settings},
         render,
+        settings::L7,
     },
     registry::Place,
 };
@@ -113,7 +116,7 @@ fn what_is_accepted_with_a_remark_says_so_at_its_place() {
         let (text, line, column) = side(&marked, true);
         let (resources, findings) = load_text(&text);
         assert!(resources.is_some(), "{text}\n{findings:#?}");
-        // Every MeshPolicy has the info about its old API.
+        // Every MeshPolicy and Policy has the info about its old API.
         let others: Vec<&Diagnostic> = findings
             .iter()
             .filter(|found| found.code == code || found.code != "IDT0462")
@@ -142,7 +145,7 @@ fn bombs_are_refused_by_a_budget_and_not_by_patience() {
     for (code, text) in bombs() {
         let (resources, findings) = load_text(&text);
         let errors = errors(&findings);
-        assert!(resources.is_none());
+        assert!(resources.is_none(), "{code}: {:.200}", text);
         assert!(errors.len() <= 101, "{code}: {} errors", errors.len());
         assert!(
             errors.iter().any(|found| found.code == code),
@@ -185,6 +188,7 @@ fn every_code_about_one_file_is_produced_by_some_file() {
             parse_settings(&file);
         produced.insert(settings.unwrap_err().code);
     }
+    produced.extend(dropped_requests());
     let expected: BTreeSet<&str> = codes::ALL
         .iter()
         .map(|code| code.id)
@@ -192,6 +196,24 @@ fn every_code_about_one_file_is_produced_by_some_file() {
         .collect();
     let missing: Vec<_> = expected.difference(&produced).collect();
     assert!(missing.is_empty(), "{missing:?}");
+}
+
+/// The codes of a file that only a setting lets pass.
+fn dropped_requests() -> Vec<&'static str> {
+    let rules = "{rules: [{to: [{operation: {methods: [GET]}}]}]}";
+    let file = SourceFile {
+        name: "test.yaml".into(),
+        text: format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: x}}\nspec: {rules}\n"
+        ),
+    };
+    let mesh = MeshSettings {
+        l7: L7::StrictDrop,
+        ..mesh_settings()
+    };
+    let (resources, findings) = load(&[Arc::new(file)], &mesh);
+    assert!(resources.is_some(), "{findings:#?}");
+    findings.iter().map(|found| found.code).collect()
 }
 
 #[test]

@@ -157,12 +157,12 @@ pub mod codes {
         NOT_A_RESOURCE "IDT0301" Error "A document is not a map with apiVersion, kind, metadata and spec.";
         API_VERSION "IDT0302" Error "kind and apiVersion do not belong together.";
         UNKNOWN_KIND "IDT0303" Error "A kind is probably a misspelt policy kind.";
-        KIND_NOT_SUPPORTED "IDT0304" Error "A policy kind of Istio is not supported yet; skipping it in silence would fail open.";
         DUPLICATE_RESOURCE "IDT0305" Error "Two resources have the same group, kind, namespace and name.";
         FOREIGN_KIND "IDT0306" Info "A kind has nothing to do with policy and is ignored.";
         CLUSTER_SCOPE "IDT0307" Error "A resource of cluster scope has a namespace.";
         UNKNOWN_ANNOTATION "IDT0308" Error "An identun.io annotation does not exist, or not on this kind.";
         BAD_GATEWAY "IDT0309" Error "The annotation identun.io/gateway is not an IP address, alone or with a port.";
+        BAD_ANNOTATION "IDT0310" Error "The annotation istio.io/dry-run is neither true nor false.";
 
         MESH_POLICY_NAME "IDT0401" Error "A MeshPolicy has another name than default; Istio never uses such a one.";
         MESH_POLICY_TARGETS "IDT0402" Error "A MeshPolicy names targets, but holds for the whole mesh.";
@@ -175,6 +175,14 @@ pub mod codes {
         RESOLUTION "IDT0409" Error "A ServiceEntry wants name resolution, which is not supported.";
         CONTRADICTION "IDT0410" Error "Two fields of one resource contradict each other.";
         UNKNOWN_PORT_NAME "IDT0411" Error "An endpoint names a port that its ServiceEntry does not have.";
+        POLICY_NAME "IDT0412" Error "A Policy without targets must be named default, and one with targets must not.";
+        TARGET_LABELS "IDT0413" Error "A target of a Policy has labels, which Istio never implemented.";
+        PORTS_WITHOUT_SELECTOR "IDT0414" Error "portLevelMtls stands without a selector that says whose ports are meant.";
+        CUSTOM "IDT0415" Error "The action CUSTOM and its provider are not supported; ignoring them would fail open.";
+        TARGET_REF "IDT0416" Error "targetRef and targetRefs are for gateways and waypoints, which are not supported.";
+        NEVER_TRIGGERED "IDT0417" Error "A DENY policy without rules never refuses anything.";
+        LAYER_7 "IDT0418" Error "An attribute speaks of requests (layer 7), which packets do not show.";
+        BAD_MATCH "IDT0419" Error "A value begins with spiffe:// or has a * in its middle, and so would never match.";
 
         LATER_PEER "IDT0451" Warning "Only the first mtls entry of peers counts.";
         IGNORED_AT_L4 "IDT0452" Warning "A field concerns requests, not connections, and is ignored.";
@@ -188,6 +196,12 @@ pub mod codes {
         EMPTY_SELECTOR "IDT0460" Warning "A selector without labels selects nothing in particular and is ignored.";
         IGNORED_AT_L7 "IDT0461" Info "A setting for requests (layer 7) is ignored.";
         OLD_API "IDT0462" Info "authentication.istio.io/v1alpha1 is the API of Istio 1.1 to 1.5.";
+        ROOT_SELECTOR "IDT0463" Warning "A PeerAuthentication with a selector is ignored in the root namespace.";
+        SECOND_PEER_AUTHENTICATION "IDT0464" Warning "Without a selector only the oldest PeerAuthentication of a namespace counts.";
+        AUDIT "IDT0465" Warning "The action AUDIT is never enforced: it refuses nothing.";
+        DROPPED "IDT0466" Warning "With `l7: strict-drop` a part of an AuthorizationPolicy is dropped, as it speaks of requests.";
+        LETS_PLAINTEXT_IN "IDT0467" Warning "An ALLOW rule is also true of peers without identity, so it lets plaintext in.";
+        ALLOWS_NOTHING "IDT0468" Info "An ALLOW policy without rules allows nothing: it closes its workloads.";
 
         ADDRESS_CLAIMED_TWICE "IDT0501" Error "Two identities claim one address, but a workload owns its addresses.";
         BAD_IDENTITY "IDT0502" Error "Namespace and service account of a workload make no SPIFFE ID.";

@@ -2,17 +2,24 @@
 //!
 //! Owns the rules of policy.md 0.2 and 0.3 (order, kinds, duplicates). Reads text only; files are the store's.
 
+mod authorization_policy;
+mod authorization_rule;
 mod destination_rule;
 mod head;
 mod mesh_policy;
 mod names;
+mod peer_authentication;
+mod peers;
+mod policy;
 mod read;
 mod report;
+mod selector;
 mod service_entry;
 mod settings;
 mod suggest;
 mod traffic_policy;
 pub(super) mod tree;
+mod values;
 mod workload_entry;
 
 use std::{
@@ -31,7 +38,7 @@ use crate::{
     policy::{
         Diagnostic, MeshSettings, Resources, SourceFile,
         diagnostic::codes,
-        document::{DestinationRule, MeshPolicy},
+        document::{AuthorizationPolicy, DestinationRule, MeshPolicy, PeerAuthentication, Policy},
     },
     registry::{
         Place, ResourceName,
@@ -62,8 +69,24 @@ pub fn load(
         }
         findings.extend(report.into_findings());
     }
+    let resources = loader.loaded.into_resources();
+    let outranked = peer_authentication::outranked(&resources.peer_authentications);
+    if !outranked.is_empty() {
+        findings.extend(outranked);
+        sort(&mut findings, files);
+    }
     let refused = findings.iter().any(Diagnostic::is_error);
-    ((!refused).then(|| loader.loaded.into_resources()), findings)
+    ((!refused).then_some(resources), findings)
+}
+
+/// Brings `findings` into the order of the files and of their text.
+fn sort(findings: &mut [Diagnostic], files: &[Arc<SourceFile>]) {
+    let numbers: BTreeMap<&Arc<str>, usize> =
+        files.iter().map(|file| &file.name).zip(0..).collect();
+    findings.sort_by_cached_key(|found| {
+        let place = found.place.as_ref();
+        place.map(|place| (numbers.get(&place.file).copied(), place.line, place.column))
+    });
 }
 
 const ROOT: &[&str] = &["apiVersion", "kind", "metadata", "spec", "status"];
@@ -105,7 +128,7 @@ impl Loader<'_> {
         if is_list(kind) {
             self.list(node, report);
         } else if let Some(kind) = find_kind(kind, version) {
-            self.resource(node, kind, (version, version_node), kind_node, report);
+            self.resource(node, kind, (version, version_node), report);
         } else {
             self.stranger(kind, version, kind_node, report);
         }
@@ -149,19 +172,8 @@ impl Loader<'_> {
         node: &Node<'_>,
         kind: &'static Kind,
         version: (&str, &Node<'_>),
-        kind_node: &Node<'_>,
         report: &mut Report<'_>,
     ) {
-        if !kind.is_supported {
-            let message = format!("{} is not supported yet", kind.name);
-            let found = Diagnostic::new(&codes::KIND_NOT_SUPPORTED, message)
-                .with_label("cannot be enforced");
-            report.add(
-                kind_node.mark,
-                found.with_help("remove it; to ignore it would leave open what it closes"),
-            );
-            return;
-        }
         let paired = head::check_api_version(kind, version.0, version.1, report);
         let Some(root) = report.map(node, "a resource", ROOT) else {
             return;
@@ -191,6 +203,7 @@ impl Loader<'_> {
         }
     }
 
+    /// Reads the spec. Only the kinds that are a registry need one: with the others an absent one is an empty one.
     fn spec(
         &mut self,
         kind: &'static Kind,
@@ -198,30 +211,40 @@ impl Loader<'_> {
         head: &Head<'_, '_>,
         report: &mut Report<'_>,
     ) {
+        let (mesh, loaded) = (self.mesh, &mut self.loaded);
         if kind.name == head::MESH_POLICY.name {
-            self.loaded
-                .mesh_policies
-                .extend(mesh_policy::read(head, report));
-            return;
+            loaded.mesh_policies.extend(mesh_policy::read(head, report));
+        } else if kind.name == head::POLICY.name {
+            let read = policy::read(head, mesh, report);
+            loaded.policies.extend(Aged::some(head, read));
+        } else if kind.name == head::PEER_AUTHENTICATION.name {
+            let read = peer_authentication::read(head, mesh, report);
+            loaded.peer_authentications.extend(Aged::some(head, read));
+        } else if kind.name == head::AUTHORIZATION_POLICY.name {
+            let read = authorization_policy::read(head, mesh, report);
+            loaded.authorization_policies.extend(Aged::some(head, read));
+        } else if let Some(node) = report.required(root, "spec") {
+            self.required_spec(kind, node, head, report);
         }
-        let Some(node) = report.required(root, "spec") else {
-            return;
-        };
+    }
+
+    fn required_spec(
+        &mut self,
+        kind: &'static Kind,
+        node: &Node<'_>,
+        head: &Head<'_, '_>,
+        report: &mut Report<'_>,
+    ) {
+        let (mesh, loaded) = (self.mesh, &mut self.loaded);
         if kind.name == head::DESTINATION_RULE.name {
-            let rule = destination_rule::read(node, head, self.mesh, report);
-            self.loaded
-                .destination_rules
-                .extend(rule.map(|rule| Aged::new(head, rule)));
+            let read = destination_rule::read(node, head, mesh, report);
+            loaded.destination_rules.extend(Aged::some(head, read));
         } else if kind.name == head::SERVICE_ENTRY.name {
-            let entry = service_entry::read(node, head, self.mesh, report);
-            self.loaded
-                .service_entries
-                .extend(entry.map(|entry| Aged::new(head, entry)));
+            let read = service_entry::read(node, head, mesh, report);
+            loaded.service_entries.extend(Aged::some(head, read));
         } else {
-            let entry = workload_entry::read(node, head, self.mesh, report);
-            self.loaded
-                .workloads
-                .extend(entry.map(|entry| Aged::new(head, entry)));
+            let read = workload_entry::read(node, head, mesh, report);
+            loaded.workloads.extend(Aged::some(head, read));
         }
     }
 }
@@ -249,18 +272,21 @@ struct Aged<T> {
 }
 
 impl<T> Aged<T> {
-    fn new(head: &Head<'_, '_>, value: T) -> Self {
-        Self {
+    fn some(head: &Head<'_, '_>, value: Option<T>) -> Option<Self> {
+        Some(Self {
             created: head.created,
             name: head.resource.clone(),
-            value,
-        }
+            value: value?,
+        })
     }
 }
 
 #[derive(Default)]
 struct Loaded {
     mesh_policies: Vec<MeshPolicy>,
+    policies: Vec<Aged<Policy>>,
+    peer_authentications: Vec<Aged<PeerAuthentication>>,
+    authorization_policies: Vec<Aged<AuthorizationPolicy>>,
     destination_rules: Vec<Aged<DestinationRule>>,
     service_entries: Vec<Aged<ServiceEntry>>,
     workloads: Vec<Aged<Workload>>,
@@ -270,10 +296,12 @@ impl Loaded {
     fn into_resources(self) -> Resources {
         Resources {
             mesh_policy: self.mesh_policies.into_iter().next(),
+            policies: in_order(self.policies),
+            peer_authentications: in_order(self.peer_authentications),
+            authorization_policies: in_order(self.authorization_policies),
             destination_rules: in_order(self.destination_rules),
             service_entries: in_order(self.service_entries),
             workloads: in_order(self.workloads),
-            ..Resources::default()
         }
     }
 }
@@ -281,14 +309,8 @@ impl Loaded {
 /// Oldest first; ties by name, then namespace.
 fn in_order<T>(mut aged: Vec<Aged<T>>) -> Vec<T> {
     aged.sort_by(|a, b| {
-        let key = |aged: &Aged<T>| {
-            (
-                aged.created,
-                aged.name.name.clone(),
-                aged.name.namespace.clone(),
-            )
-        };
-        key(a).cmp(&key(b))
+        let names = || (&a.name.name, &a.name.namespace).cmp(&(&b.name.name, &b.name.namespace));
+        a.created.cmp(&b.created).then_with(names)
     });
     aged.into_iter().map(|aged| aged.value).collect()
 }

@@ -1,5 +1,7 @@
 //! The tables: malformed files with their twins, accepted files with a remark, and bombs.
 
+use crate::security;
+
 /// Code, a piece of the message, and the text with its marks.
 pub(crate) type Case = (&'static str, &'static str, String);
 
@@ -155,9 +157,6 @@ fn document_cases() -> Vec<Case> {
         ("IDT0303", "unknown kind `MeshPolcy`", mesh(&format!("{alpha}\nkind: «MeshPolcy|MeshPolicy»\nmetadata: {{name: default}}"))),
         ("IDT0303", "unknown kind `destinationrule`", networking("«destinationrule|DestinationRule»", "{host: a}")),
         ("IDT0303", "unknown kind `PeerAuthenticaton`", unsupported("security.istio.io/v1", "PeerAuthenticaton")),
-        ("IDT0304", "PeerAuthentication is not supported yet", unsupported("security.istio.io/v1", "PeerAuthentication")),
-        ("IDT0304", "AuthorizationPolicy is not supported yet", unsupported("security.istio.io/v1beta1", "AuthorizationPolicy")),
-        ("IDT0304", "Policy is not supported yet", unsupported("authentication.istio.io/v1alpha1", "Policy")),
         ("IDT0305", "`WorkloadEntry default/x` is declared twice", twice.into()),
         ("IDT0307", "a MeshPolicy has no namespace", mesh(&format!("{alpha}\nkind: MeshPolicy\nmetadata: {{name: default, «namespace: istio-system|uid: x»}}"))),
         ("IDT0201", "unknown field `spce` in a resource", format!("{}«spce|status»: {{}}\n", mesh_policy("{}"))),
@@ -180,7 +179,6 @@ fn document_cases() -> Vec<Case> {
         ("IDT0309", "`192.0.2.9:0`", annotated("identun.io/gateway: «192.0.2.9:0|192.0.2.9:1»")),
         ("IDT0309", "`2001:db8::1:99999`", annotated("identun.io/gateway: «2001:db8::1:99999|\"[2001:db8::1]:9999\"»")),
         ("IDT0202", "items must be a list", "apiVersion: v1\nkind: List\nitems: «{}|[]»\n".into()),
-        ("IDT0304", "PeerAuthentication", "apiVersion: v1\nkind: PeerAuthenticationList\nitems:\n- apiVersion: security.istio.io/v1\n  kind: «PeerAuthentication|X»\n".into()),
     ]
 }
 
@@ -667,12 +665,19 @@ pub(crate) fn cases() -> Vec<Case> {
         rule_cases(),
         service_cases(),
         workload_cases(),
+        security::policy_cases(),
+        security::peer_authentication_cases(),
+        security::authorization_cases(),
     ]
     .concat()
 }
 
 /// Accepted files, and the one warning or info that each has, at `«` or `¦` of the left side.
 pub(crate) fn remarks() -> Vec<Case> {
+    [own_remarks(), security::remarks()].concat()
+}
+
+fn own_remarks() -> Vec<Case> {
     vec![
         (
             "IDT0306",
@@ -832,4 +837,7 @@ pub(crate) fn bombs() -> Vec<(&'static str, String)> {
         ("IDT0103", format!("a0: &a0 [x]\n{laughs}")),
         ("IDT0101", format!("a: \"{}", "\\x41".repeat(200_000))),
     ]
+    .into_iter()
+    .chain(security::bombs())
+    .collect()
 }

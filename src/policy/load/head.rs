@@ -21,6 +21,8 @@ use crate::{
 
 /// The annotation of a WorkloadEntry that says where the daemon of its host is reached.
 pub(super) const GATEWAY: &str = "identun.io/gateway";
+/// The annotation of an AuthorizationPolicy by which it is told, not enforced.
+pub(super) const DRY_RUN: &str = "istio.io/dry-run";
 const OWN_PREFIX: &str = "identun.io/";
 const METADATA: &[&str] = &[
     "name",
@@ -49,7 +51,6 @@ pub(super) struct Kind {
     /// What `spec` is called in messages.
     pub(super) spec: &'static str,
     pub(super) is_namespaced: bool,
-    pub(super) is_supported: bool,
 }
 
 const fn kind(
@@ -64,18 +65,6 @@ const fn kind(
         versions,
         spec,
         is_namespaced: true,
-        is_supported: true,
-    }
-}
-
-const fn not_supported(
-    name: &'static str,
-    group: &'static str,
-    versions: &'static [&'static str],
-) -> Kind {
-    Kind {
-        is_supported: false,
-        ..kind(name, group, versions, "the spec")
     }
 }
 
@@ -110,13 +99,26 @@ pub(super) static WORKLOAD_ENTRY: Kind = kind(
     &["v1alpha3", "v1beta1", "v1"],
     "the spec of a WorkloadEntry",
 );
-static POLICY: Kind = not_supported("Policy", AUTHENTICATION, &["v1alpha1"]);
-static PEER_AUTHENTICATION: Kind =
-    not_supported("PeerAuthentication", SECURITY, &["v1beta1", "v1"]);
-static AUTHORIZATION_POLICY: Kind =
-    not_supported("AuthorizationPolicy", SECURITY, &["v1beta1", "v1"]);
+pub(super) static POLICY: Kind = kind(
+    "Policy",
+    AUTHENTICATION,
+    &["v1alpha1"],
+    "the spec of a Policy",
+);
+pub(super) static PEER_AUTHENTICATION: Kind = kind(
+    "PeerAuthentication",
+    SECURITY,
+    &["v1beta1", "v1"],
+    "the spec of a PeerAuthentication",
+);
+pub(super) static AUTHORIZATION_POLICY: Kind = kind(
+    "AuthorizationPolicy",
+    SECURITY,
+    &["v1beta1", "v1"],
+    "the spec of an AuthorizationPolicy",
+);
 
-/// Every kind that is ours, read or not.
+/// Every kind that is ours.
 pub(super) static KINDS: &[&Kind] = &[
     &MESH_POLICY,
     &DESTINATION_RULE,
@@ -148,6 +150,8 @@ pub(super) struct Head<'t, 's> {
     pub(super) labels: BTreeMap<Arc<str>, Arc<str>>,
     /// Value and node of the gateway annotation.
     pub(super) gateway: Option<(&'t str, &'t Node<'s>)>,
+    /// Value and node of the annotation [`DRY_RUN`].
+    pub(super) dry_run: Option<(&'t str, &'t Node<'s>)>,
     /// The spec with its key; absent and null are the same.
     pub(super) spec: Option<&'t Entry<'s>>,
 }
@@ -169,9 +173,10 @@ pub(super) fn read<'t, 's>(
     let labels = metadata
         .get("labels")
         .map(|node| report.labels(node, "metadata.labels"));
-    let gateway = metadata
+    let annotations = metadata
         .get("annotations")
-        .and_then(|node| annotations(node, kind, report));
+        .map(|node| annotations(node, kind, report))
+        .unwrap_or_default();
     let name_node = name_node?;
     let name = report.name(name_node, "name of a resource", is_dns_name)?;
     Some(Head {
@@ -183,7 +188,8 @@ pub(super) fn read<'t, 's>(
         name_mark: name_node.mark,
         created: created.unwrap_or(i64::MIN),
         labels: labels.unwrap_or_default(),
-        gateway,
+        gateway: annotations.gateway,
+        dry_run: annotations.dry_run,
         spec: root.entry("spec").filter(|entry| !entry.node.is_null()),
     })
 }
@@ -222,16 +228,25 @@ fn created(node: &Node<'_>, report: &mut Report<'_>) -> Option<i64> {
     Some(time.unix_timestamp())
 }
 
+/// The annotations that mean something here.
+#[derive(Default)]
+struct Annotations<'t, 's> {
+    gateway: Option<(&'t str, &'t Node<'s>)>,
+    dry_run: Option<(&'t str, &'t Node<'s>)>,
+}
+
 fn annotations<'t, 's>(
     node: &'t Node<'s>,
     kind: &Kind,
     report: &mut Report<'_>,
-) -> Option<(&'t str, &'t Node<'s>)> {
-    let mut gateway = None;
+) -> Annotations<'t, 's> {
+    let mut known = Annotations::default();
     for (entry, value) in report.text_map(node, "metadata.annotations") {
         let is_workload = kind.name == WORKLOAD_ENTRY.name;
         if entry.key == GATEWAY && is_workload {
-            gateway = Some((value, &entry.node));
+            known.gateway = Some((value, &entry.node));
+        } else if entry.key == DRY_RUN {
+            known.dry_run = Some((value, &entry.node));
         } else if entry.key.starts_with(OWN_PREFIX) {
             let message = format!(
                 "the annotation {} does not exist on a {}",
@@ -250,7 +265,7 @@ fn annotations<'t, 's>(
             report.add(entry.key_mark, Diagnostic::new(&codes::BAD_LABEL, message));
         }
     }
-    gateway
+    known
 }
 
 /// Whether apiVersion belongs to the kind; if not, says which one does.

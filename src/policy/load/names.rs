@@ -89,13 +89,35 @@ fn check_host_address(address: IpAddr) -> Result<(), &'static str> {
 
 /// An address or network in CIDR form; bits beyond the prefix are cleared.
 pub(super) fn network(text: &str) -> Result<IpNetwork, &'static str> {
-    let expected = "expected an IP address or a network like 10.0.0.0/8";
-    let network: IpNetwork = text.parse().map_err(|_| expected)?;
-    let network = IpNetwork::new(network.network(), network.prefix()).map_err(|_| expected)?;
+    let network = cidr(text)?;
     if network.prefix() == IpNetwork::from(network.ip()).prefix() {
         check_host_address(network.ip())?;
     }
     Ok(network)
+}
+
+/// A network that addresses of packets are compared with. Those that no packet can have are refused: they would never match.
+pub(super) fn compared_network(text: &str) -> Result<IpNetwork, &'static str> {
+    let network = cidr(text)?;
+    let is_mapped = matches!(network.ip(), IpAddr::V6(v6) if network.prefix() >= 96 && v6.to_ipv4_mapped().is_some());
+    if is_mapped {
+        return Err("expected the IPv4 address or network itself");
+    }
+    Ok(network)
+}
+
+/// The prefix is a number: a mask like 255.0.0.0 is not CIDR.
+fn cidr(text: &str) -> Result<IpNetwork, &'static str> {
+    let expected = "expected an IP address or a network like 10.0.0.0/8";
+    let is_number = |prefix: &str| prefix.bytes().all(|byte| byte.is_ascii_digit());
+    if text
+        .split_once('/')
+        .is_some_and(|(_, prefix)| !is_number(prefix))
+    {
+        return Err(expected);
+    }
+    let network: IpNetwork = text.parse().map_err(|_| expected)?;
+    IpNetwork::new(network.network(), network.prefix()).map_err(|_| expected)
 }
 
 /// `IP`, `IP:port` or `[IPv6]:port`; without a port the tunnel port.
@@ -291,8 +313,17 @@ mod tests {
             "0.0.0.0",
             "::ffff:192.0.2.1",
             "10.0.0",
+            "10.0.0.0/255.0.0.0",
+            "10.0.0.0/+8",
+            "10.0.0.0/",
         ] {
             assert!(network(bad).is_err(), "{bad}");
+        }
+        for good in ["0.0.0.0/0", "224.0.0.1", "::/0"] {
+            assert!(compared_network(good).is_ok(), "{good}");
+        }
+        for bad in ["::ffff:192.0.2.1", "::ffff:0.0.0.0/96", "10.0.0.0/33", "a"] {
+            assert!(compared_network(bad).is_err(), "{bad}");
         }
     }
 

@@ -32,6 +32,15 @@ impl<'t, 's> Map<'t, 's> {
         }
     }
 
+    /// A map that is not written, and so has no keys; what is said about it stands at `mark`.
+    pub(super) const fn absent(mark: Mark, what: &'static str) -> Self {
+        Self {
+            mark,
+            what,
+            entries: &[],
+        }
+    }
+
     /// The value of `key`; null counts as absent, as it does for Kubernetes.
     pub(super) fn get(&self, key: &str) -> Option<&'t Node<'s>> {
         self.entry(key)
