@@ -246,14 +246,16 @@ impl Decider {
     }
 
     /// The workload that answers for `address`: the one that has it. A service address that no workload has is answered
-    /// by the first remote endpoint that is in the mesh, as packets keep their address and each endpoint's host may have
+    /// by the local endpoint where this host has the address, else by the first remote endpoint that is in the mesh, as packets keep their address and each endpoint's host may have
     /// it. In a network each address stands for itself.
     pub(crate) fn endpoint<'a>(
         &'a self,
         service: &'a Service,
         address: IpAddr,
     ) -> Option<&'a RegisteredWorkload> {
-        self.registry.workload(address).or_else(|| {
+        let own = self.registry.workload(address);
+        let here = || self.registry.local_workload(address);
+        own.or_else(here).or_else(|| {
             let is_service_address = service.addresses.contains(&IpNetwork::from(address));
             let workloads = service.endpoints.iter();
             workloads

@@ -247,13 +247,16 @@ impl Modes {
                 strictest = Some(mode);
             }
         };
-        let has_named = services
-            .iter()
-            .any(|service| service_port(service, workload, address, port).is_some());
+        let mut has_named = false;
         for service in &services {
-            let port = service_port(service, workload, address, port);
-            if port.is_some() || !has_named {
-                take(self.service_mode(service, port, trace));
+            for port in service_ports(service, workload, address, port) {
+                has_named = true;
+                take(self.service_mode(service, Some(port), trace));
+            }
+        }
+        if !has_named {
+            for service in &services {
+                take(self.service_mode(service, None, trace));
             }
         }
         let mode = strictest.unwrap_or_else(|| self.namespace_level(&workload.namespace));
@@ -378,19 +381,21 @@ impl Modes {
     }
 }
 
-/// The port of a service that a packet to `address` and `port` is for.
-fn service_port<'a>(
+/// The ports of a service that a packet to `address` and `port` may be for.
+fn service_ports<'a>(
     service: &'a Service,
     workload: &RegisteredWorkload,
     address: IpAddr,
     port: Option<u16>,
-) -> Option<&'a ServicePort> {
-    let number = port?;
-    let own = service
-        .has_address(address)
-        .then(|| service.port(number))
-        .flatten();
-    own.or_else(|| service.port_of_endpoint(workload.address, number))
+) -> impl Iterator<Item = &'a ServicePort> {
+    let own = port
+        .filter(|_| service.has_address(address))
+        .and_then(|number| service.port(number));
+    let endpoint = workload.address;
+    let behind = port
+        .into_iter()
+        .flat_map(move |number| service.ports_of_endpoint(endpoint, number));
+    own.into_iter().chain(behind)
 }
 
 fn is_port(wanted: &Placed<PortSelector>, port: Option<&ServicePort>) -> bool {

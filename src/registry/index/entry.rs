@@ -107,10 +107,21 @@ impl Service {
             .find(|endpoint| endpoint.address == address)
     }
 
-    /// The service port behind an endpoint's own port.
+    /// The service port behind an endpoint's own port; of several the first.
     pub fn port_of_endpoint(&self, address: IpAddr, number: u16) -> Option<&ServicePort> {
-        let endpoint = self.endpoint(address)?;
-        let mut ports = self.ports.iter().zip(&endpoint.ports);
-        ports.find(|(_, own)| **own == number).map(|(port, _)| port)
+        self.ports_of_endpoint(address, number).next()
+    }
+
+    /// Every service port behind an endpoint's own port.
+    pub fn ports_of_endpoint(
+        &self,
+        address: IpAddr,
+        number: u16,
+    ) -> impl Iterator<Item = &ServicePort> {
+        let endpoint = self.endpoint(address).into_iter();
+        let ports = endpoint.flat_map(|endpoint| self.ports.iter().zip(&endpoint.ports));
+        ports
+            .filter(move |(_, own)| **own == number)
+            .map(|(port, _)| port)
     }
 }
