@@ -234,7 +234,7 @@ impl Compiled {
             tuple.service_port(),
             &mut Silent,
         );
-        let why = decided.why();
+        let why = self.decider.why(&decided);
         match (decided.verdict, &source.identity) {
             (Verdict::Plaintext, _) => EgressDecision::Plaintext { why },
             (Verdict::Refuse(reason), _) => EgressDecision::Refuse { reason, why },

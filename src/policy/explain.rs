@@ -136,6 +136,7 @@ impl Compiled {
                 });
         if let Some(decided) = &judged.decided {
             explanation.captured = self.is_local(source) && decided.verdict.is_captured();
+            explanation.accepted = self.decider.accepted(decided).into_iter().collect();
             explanation.take(decided);
         }
         explanation
@@ -322,7 +323,6 @@ impl Explanation {
     /// Takes over what the client's side decided.
     fn take(&mut self, decided: &Decided<'_>) {
         self.service = decided.service.map(|service| service.host.to_string());
-        self.accepted = decided.accepted.iter().cloned().collect();
         self.client_rule = decided.choice.map(|choice| choice.rule_ref());
         match &decided.verdict {
             Verdict::Plaintext => {}

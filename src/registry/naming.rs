@@ -35,12 +35,19 @@ pub fn registered<'a>(
     service: Option<&'a Service>,
     endpoint: &'a RegisteredWorkload,
 ) -> BTreeSet<&'a str> {
-    let speaks = service.is_none_or(|service| service.endpoint(endpoint.address).is_some());
-    let own = endpoint.identity.as_ref().filter(|_| speaks);
+    let own = endpoint
+        .identity
+        .as_ref()
+        .filter(|_| speaks(service, endpoint));
     let named = service
         .into_iter()
         .flat_map(|service| &service.subject_alt_names);
     own.into_iter().chain(named).map(SpiffeId::as_str).collect()
+}
+
+/// `endpoint` is one of the service's, or there is no service and it speaks for itself.
+pub fn speaks(service: Option<&Service>, endpoint: &RegisteredWorkload) -> bool {
+    service.is_none_or(|service| service.endpoint(endpoint.address).is_some())
 }
 
 #[cfg(test)]

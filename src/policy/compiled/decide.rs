@@ -2,7 +2,6 @@
 //! and `explain` all ask here, so that kernel and engine cannot disagree.
 
 use std::{
-    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -64,7 +63,8 @@ pub(crate) struct Decided<'a> {
     pub(crate) choice: Option<Choice<'a>>,
     pub(crate) service: Option<&'a Service>,
     pub(crate) endpoint: Option<&'a RegisteredWorkload>,
-    pub(crate) accepted: BTreeSet<String>,
+    /// Secure naming was asked, so that there is a set of identities that may answer.
+    pub(crate) is_named: bool,
     /// The destination's; `None` where it is not in the mesh.
     pub(crate) server: Option<ServerMode>,
 }
@@ -267,20 +267,25 @@ impl Decider {
     }
 }
 
-impl Decided<'_> {
+impl Decider {
     /// The reasons, for whoever asks about a flow.
-    pub(crate) fn why(&self) -> Arc<Why> {
+    pub(crate) fn why(&self, decided: &Decided<'_>) -> Arc<Why> {
         Arc::new(Why {
-            code: Some(self.code),
-            text: self.code.text().into(),
+            code: Some(decided.code),
+            text: decided.code.text().into(),
             authorization: None,
-            rule: self.choice.map(|choice| choice.rule_ref()),
-            mode_rule: self.server.as_ref().and_then(|server| server.rule.clone()),
-            service: self.service.map(|service| service.host.to_string()),
-            accepted: self.accepted.iter().cloned().collect(),
+            rule: decided.choice.map(|choice| choice.rule_ref()),
+            mode_rule: decided
+                .server
+                .as_ref()
+                .and_then(|server| server.rule.clone()),
+            service: decided.service.map(|service| service.host.to_string()),
+            accepted: self.accepted(decided).into_iter().collect(),
         })
     }
+}
 
+impl Decided<'_> {
     pub(super) fn refuse(&mut self, reason: DropReason, code: ReasonCode) {
         self.verdict = Verdict::Refuse(reason);
         self.code = code;
@@ -295,7 +300,7 @@ fn plaintext(code: ReasonCode) -> Decided<'static> {
         choice: None,
         service: None,
         endpoint: None,
-        accepted: BTreeSet::new(),
+        is_named: false,
         server: None,
     }
 }

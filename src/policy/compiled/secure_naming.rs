@@ -1,6 +1,6 @@
 //! Secure naming in a decision: which identity is dialled, and may it answer (policy.md 7.1).
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
     policy::{
@@ -21,17 +21,15 @@ impl Decider {
         let Some(endpoint) = decided.endpoint else {
             return decided.refuse(DropReason::NotInMesh, ReasonCode::DestinationOutsideMesh);
         };
-        let (only, accepted) = self.accepted(decided, endpoint);
+        decided.is_named = true;
         let peer = match &endpoint.identity {
-            Some(identity) => accepted
-                .contains(identity.as_str())
+            Some(identity) => self
+                .may_answer(decided, endpoint, identity)
                 .then(|| identity.clone()),
-            None => only,
+            None => self.only_name(decided, endpoint),
         };
-        let is_empty = accepted.is_empty();
-        decided.accepted = accepted;
         let Some(peer) = peer else {
-            let (reason, code) = if is_empty {
+            let (reason, code) = if self.accepted(decided).is_empty() {
                 (
                     DropReason::NoAuthorizedIdentity,
                     ReasonCode::NoAuthorizedIdentity,
@@ -55,27 +53,51 @@ impl Decider {
         };
     }
 
-    /// The identities that may answer, and the one there is if there is exactly one before trust domain aliases. A
-    /// DestinationRule's subjectAltNames replace the registry's set, and are not expanded.
-    fn accepted(
+    /// An identity is among [`Self::accepted`]; the usual one is known to be without making the set.
+    fn may_answer(
         &self,
         decided: &Decided<'_>,
         endpoint: &RegisteredWorkload,
-    ) -> (Option<SpiffeId>, BTreeSet<String>) {
-        let given = decided
-            .choice
-            .and_then(|choice| choice.tls?.subject_alt_names.as_ref());
-        if let Some(names) = given {
-            let accepted = names.iter().map(|name| name.to_string()).collect();
-            return (sole(names.iter().map(|name| &**name)), accepted);
+        identity: &SpiffeId,
+    ) -> bool {
+        match given(decided) {
+            Some(names) => names.contains(identity.as_str()),
+            None => {
+                naming::speaks(decided.service, endpoint)
+                    || self.accepted(decided).contains(identity.as_str())
+            }
         }
-        let registered = naming::registered(decided.service, endpoint);
-        let only = sole(registered.iter().copied());
-        (
-            only,
-            naming::expand(registered, &self.mesh.trust_domain_aliases),
-        )
     }
+
+    /// The one identity there is, before trust domain aliases, if there is exactly one.
+    fn only_name(&self, decided: &Decided<'_>, endpoint: &RegisteredWorkload) -> Option<SpiffeId> {
+        match given(decided) {
+            Some(names) => sole(names.iter().map(|name| &**name)),
+            None => sole(naming::registered(decided.service, endpoint).into_iter()),
+        }
+    }
+
+    /// The identities that may answer; none where the question did not come up. A DestinationRule's subjectAltNames
+    /// replace the registry's set, and are not expanded.
+    pub(crate) fn accepted(&self, decided: &Decided<'_>) -> BTreeSet<String> {
+        let Some(endpoint) = decided.endpoint.filter(|_| decided.is_named) else {
+            return BTreeSet::new();
+        };
+        match given(decided) {
+            Some(names) => names.iter().map(|name| name.to_string()).collect(),
+            None => naming::expand(
+                naming::registered(decided.service, endpoint),
+                &self.mesh.trust_domain_aliases,
+            ),
+        }
+    }
+}
+
+/// The subjectAltNames of the rule that won.
+fn given<'a>(decided: &Decided<'a>) -> Option<&'a BTreeSet<Arc<str>>> {
+    decided
+        .choice
+        .and_then(|choice| choice.tls?.subject_alt_names.as_ref())
 }
 
 /// The one identity of a set with exactly one member.
