@@ -182,6 +182,9 @@ mod tests {
         steering.strict_all.insert(host);
         steering.strict_all.insert("fd00::1".parse().unwrap());
         steering.exempt.insert((6, 22));
+        let net = "10.9.0.0/16".parse().unwrap();
+        steering.refuse_port.insert((net, host, 81, 65_535));
+        steering.refuse_portless.insert((peer.into(), host));
         steering
     }
 
@@ -206,6 +209,9 @@ mod tests {
             "add element inet identun must_all4 { 10.0.0.1 . 10.0.0.2 }",
             "add element inet identun strict_all6 { fd00::1 }",
             "add element inet identun exempt { 6 . 22 }",
+            "add element inet identun refuse_port4 { 10.9.0.0/16 . 10.0.0.1 . 81-65535 }",
+            "add element inet identun refuse_portless4 { 10.0.0.2 . 10.0.0.1 }",
+            "add element inet identun refuse_at4 { 10.0.0.1 }",
             "add element inet identun wl_idx { \"br-1.7\" }",
         ] {
             let found = text.lines().any(|other| other.trim().starts_with(line));
@@ -235,6 +241,26 @@ mod tests {
             for set in ["plain", "plain_net"] {
                 assert!(text.contains(&format!("@{set}{family} goto keep{family}")));
             }
+        }
+    }
+
+    #[test]
+    fn plaintext_is_taken_on_exempt_ports_whatever_else_is_said_and_refused_by_source_first() {
+        let text = ruleset(&settings(), &policy()).create();
+        let chain = |name: &str| {
+            let (_, rest) = text.split_once(&format!("chain {name} {{")).unwrap();
+            rest.split_once("\n  }").unwrap().0
+        };
+        for hook in ["in", "forw"] {
+            let chain = chain(hook);
+            assert!(chain.contains("goto screen") && !chain.contains("@exempt"));
+        }
+        let at = |name: &str, part: &str| chain(name).find(part).unwrap();
+        assert!(at("screen", "@exempt return") < at("screen", "goto screen4"));
+        for family in ["4", "6"] {
+            let order = ["refuse_at", "strict_port", "strict_all", "permissive_port"]
+                .map(|set| at(&format!("screen{family}"), &format!("@{set}{family} ")));
+            assert!(order.is_sorted(), "{order:?}");
         }
     }
 

@@ -13,6 +13,10 @@ pub type PortRule = (IpAddr, IpAddr, u8, u16);
 /// A packet from a local workload is looked up in this order, and the first hit decides: `must`, `plain`, `must_net`,
 /// `plain_net`, `must_all`, `must_all_net`. No two elements of one network set overlap, and none of `must_net` overlaps
 /// one of `plain_net`. What is in none of them is plaintext.
+///
+/// A plaintext packet to a local workload, unless it belongs to a flow that the workload opened, is looked up in this
+/// order: `exempt` takes it, `refuse_port`, `refuse_portless` and `strict_port` refuse it, and so does `strict_all`
+/// but for `permissive_port`.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Steering {
     /// Local workload source, destination, protocol (6, 17, 132), port: into the tunnel.
@@ -27,12 +31,16 @@ pub struct Steering {
     pub plain: BTreeSet<PortRule>,
     /// As `plain` for destination networks: exceptions from `must_all_net`.
     pub plain_net: BTreeSet<(IpAddr, IpNetwork, u8, u16)>,
-    /// Local address whose every port takes only tunnel traffic.
+    /// Local address that takes only tunnel traffic, whoever sends to it.
     pub strict_all: BTreeSet<IpAddr>,
-    /// Local address, protocol, port: tunnel only.
+    /// Local address, protocol, port: tunnel only, whoever sends to it.
     pub strict_port: BTreeSet<(IpAddr, u8, u16)>,
     /// Exceptions from `strict_all`.
     pub permissive_port: BTreeSet<(IpAddr, u8, u16)>,
+    /// Source network, local address, first and last port of TCP, UDP and SCTP: no plaintext. No two overlap.
+    pub refuse_port: BTreeSet<(IpNetwork, IpAddr, u16, u16)>,
+    /// Source network, local address: no plaintext without ports. No two overlap.
+    pub refuse_portless: BTreeSet<(IpNetwork, IpAddr)>,
     /// Addresses of remote mesh workloads.
     pub peers: BTreeSet<IpAddr>,
     /// Local ports that accept plaintext whatever policy says (protocol, port).
@@ -74,5 +82,33 @@ impl Steering {
         let mut networks = self.must_all_net.iter();
         self.must_all.contains(&(source, destination))
             || networks.any(|(from, network)| *from == source && network.contains(destination))
+    }
+
+    /// The sets' own answer for a plaintext packet from elsewhere to a local workload, in the kernel's lookup order:
+    /// `false` refuses it, if it does not belong to a flow that the workload opened.
+    pub fn accepts_plaintext(
+        &self,
+        source: IpAddr,
+        destination: IpAddr,
+        protocol: u8,
+        port: Option<u16>,
+    ) -> bool {
+        let Some(port) = port else {
+            let mut refused = self.refuse_portless.iter();
+            return !refused.any(|(from, to)| *to == destination && from.contains(source))
+                && !self.strict_all.contains(&destination);
+        };
+        let exact = (destination, protocol, port);
+        let mut refused = self.refuse_port.iter();
+        if self.exempt.contains(&(protocol, port)) {
+            true
+        } else if refused.any(|(from, to, first, last)| {
+            *to == destination && (*first..=*last).contains(&port) && from.contains(source)
+        }) || self.strict_port.contains(&exact)
+        {
+            false
+        } else {
+            !self.strict_all.contains(&destination) || self.permissive_port.contains(&exact)
+        }
     }
 }

@@ -31,10 +31,11 @@ pub(crate) fn in_namespace(name: &str, body: impl FnOnce()) {
     let mut test = Command::new("unshare");
     test.arg(user)
         .arg(this)
-        .args(["--exact", name, "--nocapture"])
+        .args(["--exact", name, "--nocapture", "--include-ignored"])
         .env(INSIDE, "1");
     let output = test.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
+    println!("{text}");
     assert!(
         output.status.success(),
         "{text}\n{}",
@@ -96,9 +97,15 @@ pub(crate) fn ip(text: &str) -> IpAddr {
 /// A policy that has an element in every set, both families.
 pub(crate) fn full() -> Steering {
     let mut steering = Steering::default();
-    for (local, peer, net, inner) in [
-        ("10.77.0.1", "10.77.0.2", "10.80.0.0/16", "10.80.7.0/24"),
-        ("fd77::1", "fd77::2", "fd80::/32", "fd80:0:7::/48"),
+    for (local, peer, all, net, inner) in [
+        (
+            "10.77.0.1",
+            "10.77.0.2",
+            "0.0.0.0/0",
+            "10.80.0.0/16",
+            "10.80.7.0/24",
+        ),
+        ("fd77::1", "fd77::2", "::/0", "fd80::/32", "fd80:0:7::/48"),
     ] {
         let (local, peer) = (ip(local), ip(peer));
         for protocol in [6, 17, 132] {
@@ -122,6 +129,19 @@ pub(crate) fn full() -> Steering {
             .must_all_net
             .insert((local, inner.parse().unwrap()));
         steering.strict_all.insert(local);
+        steering
+            .refuse_port
+            .insert((net.parse().unwrap(), local, 9091, 9091));
+        steering
+            .refuse_port
+            .insert((net.parse().unwrap(), peer, 1, 79));
+        steering
+            .refuse_port
+            .insert((inner.parse().unwrap(), peer, 80, 65_535));
+        steering
+            .refuse_portless
+            .insert((all.parse().unwrap(), peer));
+        steering.refuse_portless.insert((peer.into(), local));
         steering.peers.insert(peer);
     }
     steering.exempt.insert((6, 22));

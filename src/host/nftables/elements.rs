@@ -18,11 +18,30 @@ impl Elements {
     /// The elements of a compiled policy and of the interfaces behind which workloads are forwarded.
     pub fn new<'a>(steering: &Steering, interfaces: impl Iterator<Item = &'a str>) -> Self {
         let mut elements = Self::default();
-        elements.ports("must", &steering.must);
-        elements.ports("plain", &steering.plain);
-        for (source, destination) in &steering.must_all {
-            elements.pair("must_all", *source, *destination, "");
+        elements.toward(steering);
+        elements.screens(steering);
+        let peers = steering.peers.iter();
+        elements.fill("peer", peers.map(|address| (*address, address.to_string())));
+        let exempt = steering.exempt.iter();
+        let exempt = exempt.map(|(protocol, port)| format!("{protocol} . {port}"));
+        elements.put("exempt", exempt.collect());
+        let names: BTreeSet<_> = interfaces.map(|name| format!("\"{name}\"")).collect();
+        elements.put("wl_idx", names.clone());
+        elements.put("wl_if", names);
+        elements
+    }
+
+    /// Where local workloads send to.
+    fn toward(&mut self, steering: &Steering) {
+        for (set, rules) in [("must", &steering.must), ("plain", &steering.plain)] {
+            let pairs = rules.iter().map(|(source, destination, protocol, port)| {
+                (*source, *destination, format!(" . {protocol} . {port}"))
+            });
+            self.pairs(set, pairs);
         }
+        let pairs = steering.must_all.iter();
+        let pairs = pairs.map(|(source, destination)| (*source, *destination, String::new()));
+        self.pairs("must_all", pairs);
         for (set, networks) in [
             ("must_net", &steering.must_net),
             ("plain_net", &steering.plain_net),
@@ -30,27 +49,53 @@ impl Elements {
             let networks = networks.iter().map(|(source, network, protocol, port)| {
                 ((*source, format!(" . {protocol} . {port}")), *network)
             });
-            elements.networks(set, networks);
+            self.networks(set, networks);
         }
         let networks = steering.must_all_net.iter();
         let networks = networks.map(|(source, network)| ((*source, String::new()), *network));
-        elements.networks("must_all_net", networks);
-        elements.locals("strict_port", &steering.strict_port);
-        elements.locals("permissive_port", &steering.permissive_port);
-        for address in &steering.strict_all {
-            elements.put("strict_all", Some(*address), address.to_string());
+        self.networks("must_all_net", networks);
+    }
+
+    /// What reaches local workloads.
+    fn screens(&mut self, steering: &Steering) {
+        for (set, rules) in [
+            ("strict_port", &steering.strict_port),
+            ("permissive_port", &steering.permissive_port),
+        ] {
+            let element = |(address, protocol, port): &(IpAddr, u8, u16)| {
+                (*address, format!("{address} . {protocol} . {port}"))
+            };
+            self.fill(set, rules.iter().map(element));
         }
-        for address in &steering.peers {
-            elements.put("peer", Some(*address), address.to_string());
+        let strict = steering.strict_all.iter();
+        self.fill(
+            "strict_all",
+            strict.map(|address| (*address, address.to_string())),
+        );
+        let by_port = steering
+            .refuse_port
+            .iter()
+            .map(|(from, to, first, last)| (*from, *to, format!(" . {}", range(*first, *last))));
+        let portless = steering.refuse_portless.iter();
+        let portless = portless.map(|(from, to)| (*from, *to, String::new()));
+        let mut at = BTreeSet::new();
+        for (set, rules) in [
+            ("refuse_port", by_port.collect::<Vec<_>>()),
+            ("refuse_portless", portless.collect()),
+        ] {
+            at.extend(rules.iter().map(|(_, to, _)| *to));
+            let rules = rules.into_iter();
+            // no packet has addresses of two families
+            let rules = rules.filter(|(from, to, _)| from.is_ipv4() == to.is_ipv4());
+            self.fill(
+                set,
+                rules.map(|(from, to, rest)| (to, format!("{} . {to}{rest}", network(from)))),
+            );
         }
-        for (protocol, port) in &steering.exempt {
-            elements.put("exempt", None, format!("{protocol} . {port}"));
-        }
-        for interface in interfaces {
-            elements.put("wl_if", None, format!("\"{interface}\""));
-            elements.put("wl_idx", None, format!("\"{interface}\""));
-        }
-        elements
+        self.fill(
+            "refuse_at",
+            at.iter().map(|address| (*address, address.to_string())),
+        );
     }
 
     /// Takes in the elements of one set from nft's JSON listing of it.
@@ -83,29 +128,14 @@ impl Elements {
         text
     }
 
-    fn ports(&mut self, set: &str, rules: &BTreeSet<(IpAddr, IpAddr, u8, u16)>) {
-        for (source, destination, protocol, port) in rules {
-            self.pair(
-                set,
-                *source,
-                *destination,
-                &format!(" . {protocol} . {port}"),
-            );
-        }
-    }
-
-    fn locals(&mut self, set: &str, rules: &BTreeSet<(IpAddr, u8, u16)>) {
-        for (address, protocol, port) in rules {
-            let element = format!("{address} . {protocol} . {port}");
-            self.put(set, Some(*address), element);
-        }
-    }
-
-    fn pair(&mut self, set: &str, source: IpAddr, destination: IpAddr, rest: &str) {
+    /// Source, destination and the rest of the element.
+    fn pairs(&mut self, set: &str, pairs: impl Iterator<Item = (IpAddr, IpAddr, String)>) {
         // no packet has addresses of two families
-        if source.is_ipv4() == destination.is_ipv4() {
-            self.put(set, Some(source), format!("{source} . {destination}{rest}"));
-        }
+        let pairs = pairs.filter(|(source, to, _)| source.is_ipv4() == to.is_ipv4());
+        self.fill(
+            set,
+            pairs.map(|(source, to, rest)| (source, format!("{source} . {to}{rest}"))),
+        );
     }
 
     /// Networks by (source, rest of the element). The kernel refuses intervals that overlap in one set, and a network
@@ -125,29 +155,32 @@ impl Elements {
                     .insert((network.prefix(), network.network()));
             }
         }
+        let mut outermost = Vec::new();
         for ((source, rest), networks) in by_key {
             for (length, first) in &networks {
-                if !(0..*length)
-                    .any(|shorter| networks.contains(&(shorter, start(*first, shorter))))
-                {
-                    let network = if *length == full(*first) {
-                        first.to_string()
-                    } else {
-                        format!("{first}/{length}")
-                    };
-                    self.put(set, Some(source), format!("{source} . {network}{rest}"));
+                let wider = |shorter| networks.contains(&(shorter, start(*first, shorter)));
+                if !(0..*length).any(wider) {
+                    let network = prefix(*first, *length);
+                    outermost.push((source, format!("{source} . {network}{rest}")));
                 }
             }
         }
+        self.fill(set, outermost.into_iter());
     }
 
-    fn put(&mut self, set: &str, family: Option<IpAddr>, element: String) {
-        let set = match family {
-            Some(IpAddr::V4(_)) => format!("{set}4"),
-            Some(IpAddr::V6(_)) => format!("{set}6"),
-            None => set.to_owned(),
-        };
-        self.0.entry(set).or_default().insert(element);
+    /// Elements of the two sets of this name, each with an address that tells which.
+    fn fill(&mut self, set: &str, elements: impl Iterator<Item = (IpAddr, String)>) {
+        let (four, six): (Vec<_>, Vec<_>) = elements.partition(|(address, _)| address.is_ipv4());
+        for (family, elements) in [("4", four), ("6", six)] {
+            let elements = elements.into_iter().map(|(_, element)| element);
+            self.put(&format!("{set}{family}"), elements.collect());
+        }
+    }
+
+    fn put(&mut self, set: &str, elements: BTreeSet<String>) {
+        if !elements.is_empty() {
+            self.0.insert(set.to_owned(), elements);
+        }
     }
 }
 
@@ -193,6 +226,15 @@ pub(super) fn specifications() -> Vec<(String, String)> {
         );
         declare(format!("strict_all{family}"), ip);
         declare(format!("peer{family}"), ip);
+        declare(
+            format!("refuse_port{family}"),
+            &format!("{pair} . inet_service; flags interval"),
+        );
+        declare(
+            format!("refuse_portless{family}"),
+            &format!("{pair}; flags interval"),
+        );
+        declare(format!("refuse_at{family}"), ip);
     }
     declare("exempt".to_owned(), port);
     declare("wl_if".to_owned(), "ifname");
@@ -224,6 +266,27 @@ fn statements<'a>(
 /// The first address of the network of this length that holds the address.
 fn start(address: IpAddr, length: u8) -> IpAddr {
     IpNetwork::new(address, length).map_or(address, |network| network.network())
+}
+
+fn network(network: IpNetwork) -> String {
+    prefix(network.network(), network.prefix())
+}
+
+/// A network in nft's notation: that of one address is the address.
+fn prefix(first: IpAddr, length: u8) -> String {
+    if length == full(first) {
+        first.to_string()
+    } else {
+        format!("{first}/{length}")
+    }
+}
+
+fn range(first: u16, last: u16) -> String {
+    if first == last {
+        first.to_string()
+    } else {
+        format!("{first}-{last}")
+    }
 }
 
 /// The length of a network of one address.
