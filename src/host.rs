@@ -211,7 +211,9 @@ pub fn update_rules(
     old: &Steering,
     new: &Steering,
 ) -> Result<(), HostError> {
-    let Some(text) = Ruleset::new(settings, new)?.difference(&Ruleset::new(settings, old)?) else {
+    let before = Ruleset::new(settings, &old.beyond(new))?;
+    let after = Ruleset::new(settings, &new.beyond(old))?;
+    let Some(text) = after.difference(&before) else {
         return Ok(());
     };
     match command::apply(&text) {

@@ -111,4 +111,38 @@ impl Steering {
             !self.strict_all.contains(&destination) || self.permissive_port.contains(&exact)
         }
     }
+
+    /// What `other` does not hold just so: of the sets of networks, which are rendered as a whole, those that differ.
+    /// Where little differs, two such remainders are much quicker to compare in the kernel's words than the wholes.
+    #[must_use]
+    pub fn beyond(&self, other: &Self) -> Self {
+        Self {
+            must: only(&self.must, &other.must),
+            must_all: only(&self.must_all, &other.must_all),
+            must_net: whole(&self.must_net, &other.must_net),
+            must_all_net: whole(&self.must_all_net, &other.must_all_net),
+            plain: only(&self.plain, &other.plain),
+            plain_net: whole(&self.plain_net, &other.plain_net),
+            strict_all: only(&self.strict_all, &other.strict_all),
+            strict_port: only(&self.strict_port, &other.strict_port),
+            permissive_port: only(&self.permissive_port, &other.permissive_port),
+            refuse_port: whole(&self.refuse_port, &other.refuse_port),
+            refuse_portless: whole(&self.refuse_portless, &other.refuse_portless),
+            peers: only(&self.peers, &other.peers),
+            exempt: only(&self.exempt, &other.exempt),
+            local: only(&self.local, &other.local),
+        }
+    }
+}
+
+fn only<T: Copy + Ord>(set: &BTreeSet<T>, other: &BTreeSet<T>) -> BTreeSet<T> {
+    set.difference(other).copied().collect()
+}
+
+fn whole<T: Copy + Ord>(set: &BTreeSet<T>, other: &BTreeSet<T>) -> BTreeSet<T> {
+    if set == other {
+        BTreeSet::new()
+    } else {
+        set.clone()
+    }
 }
