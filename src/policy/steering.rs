@@ -12,7 +12,7 @@ pub type PortRule = (IpAddr, IpAddr, u8, u16);
 ///
 /// A packet from a local workload is looked up in this order, and the first hit decides: `must`, `plain`, `must_net`,
 /// `plain_net`, `must_all`, `must_all_net`. No two elements of one network set overlap, and none of `must_net` overlaps
-/// one of `plain_net`. What is in none of them is plaintext.
+/// one of `plain_net`. What is in none of them is plaintext. What a later set says just as well is in no earlier one.
 ///
 /// A plaintext packet to a local workload, unless it belongs to a flow that the workload opened, is looked up in this
 /// order: `exempt` takes it, `refuse_port`, `refuse_portless` and `strict_port` refuse it, and so does `strict_all`

@@ -3,11 +3,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
-
-use ipnetwork::IpNetwork;
 
 use crate::{
     policy::{
@@ -17,9 +15,16 @@ use crate::{
             rules::Client,
             trace::Silent,
         },
+        steering::PortRule,
     },
+    spiffe::SpiffeId,
     wire::protocol::{SCTP, TCP, UDP},
 };
+
+mod networks;
+mod tiles;
+
+use networks::Networks;
 
 const PROTOCOLS: [u8; 3] = [TCP, UDP, SCTP];
 
@@ -36,6 +41,13 @@ impl Class {
             namespace: &self.namespace,
             labels: &self.labels,
         }
+    }
+
+    /// The sources that can send to an address like this one.
+    fn sources_like(&self, address: IpAddr) -> impl Iterator<Item = IpAddr> {
+        let is_ipv4 = address.is_ipv4();
+        let sources = self.sources.iter().copied();
+        sources.filter(move |source| source.is_ipv4() == is_ipv4)
     }
 }
 
@@ -60,25 +72,17 @@ pub(crate) fn steering(decider: &mut Decider, host: &HostFacts) -> Steering {
         .map(|workload| workload.address)
         .collect();
     let networks = decider.registry.networks();
-    let addresses: Vec<_> = decider
-        .registry
-        .addresses()
-        .difference(&local)
-        .copied()
-        .collect();
+    let addresses = decider.registry.addresses();
+    let addresses: Vec<_> = addresses.difference(&local).copied().collect();
     let mut unnamed = Vec::new();
     for class in classes(decider, &local) {
+        let networks = Networks::new(decider, &class, &networks);
+        networks.steer(&class, &mut steering);
+        let mut toward = Toward::new(decider, &class, &networks, &mut steering);
         for &address in &addresses {
-            steer_address(
-                decider,
-                &class,
-                address,
-                &networks,
-                &mut steering,
-                &mut unnamed,
-            );
+            toward.steer(address);
         }
-        steer_networks(decider, &class, &networks, &mut steering);
+        unnamed.append(&mut toward.unnamed);
     }
     for (peer, address, gateway) in unnamed {
         decider.registry.add_owner(&peer, address, gateway);
@@ -103,198 +107,106 @@ fn classes(decider: &Decider, local: &BTreeSet<IpAddr>) -> Vec<Class> {
     classes.into_iter().map(class).collect()
 }
 
-type Unnamed = (crate::spiffe::SpiffeId, IpAddr, std::net::SocketAddr);
+/// An identity that answers for an address whose declarations name none, and where it is dialled.
+type Unnamed = (SpiffeId, IpAddr, SocketAddr);
 
-fn steer_address(
-    decider: &Decider,
-    class: &Class,
-    address: IpAddr,
-    networks: &BTreeSet<IpNetwork>,
-    steering: &mut Steering,
-    unnamed: &mut Vec<Unnamed>,
-) {
-    let client = class.client();
-    let mut ask = |port| {
-        let decided = decider.decide(client, address, port, &mut Silent);
+/// What the clients of one class do toward addresses of the registry.
+struct Toward<'a> {
+    decider: &'a Decider,
+    class: &'a Class,
+    networks: &'a Networks,
+    steering: &'a mut Steering,
+    /// Sources of the class that have a port, or all, in the tunnel only.
+    strict: BTreeSet<IpAddr>,
+    unnamed: Vec<Unnamed>,
+}
+
+impl<'a> Toward<'a> {
+    fn new(
+        decider: &'a Decider,
+        class: &'a Class,
+        networks: &'a Networks,
+        steering: &'a mut Steering,
+    ) -> Self {
+        let ports = steering.strict_port.iter().map(|(address, ..)| *address);
+        let strict = steering.strict_all.iter().copied().chain(ports).collect();
+        Self {
+            decider,
+            class,
+            networks,
+            steering,
+            strict,
+            unnamed: Vec::new(),
+        }
+    }
+
+    /// Adds the elements of one address: those that what is looked up later does not make superfluous.
+    fn steer(&mut self, address: IpAddr) {
+        let all = self.ask(address, None);
+        if all && !self.networks.captures_whole(address) {
+            let sources = self.class.sources_like(address);
+            self.steering
+                .must_all
+                .extend(sources.map(|source| (source, address)));
+        }
+        for port in self.ports(address) {
+            let is_captured = self.ask(address, Some(port));
+            let is_else = self.networks.captures(address, port, all);
+            if is_captured && !is_else {
+                let sources = self.class.sources_like(address);
+                self.steering
+                    .must
+                    .extend(sources.flat_map(|source| elements(source, address, port)));
+            } else if !is_captured {
+                self.except(address, port, is_else);
+            }
+        }
+    }
+
+    /// Ports that are not decided as the address: those that a service names, and those that have a mode of their own.
+    fn ports(&self, address: IpAddr) -> BTreeSet<u16> {
+        let Decider {
+            registry, modes, ..
+        } = self.decider;
+        let namespace = &self.class.namespace;
+        let mut ports = registry.ports_at(namespace, address);
+        let services = registry.services_at(namespace, address);
+        let endpoints = services.filter_map(|service| self.decider.endpoint(service, address));
+        let own = registry.workload(address).into_iter();
+        for endpoint in own
+            .chain(endpoints)
+            .filter(|endpoint| endpoint.mesh_capable)
+        {
+            ports.append(&mut modes.ports(registry, endpoint, address));
+        }
+        ports
+    }
+
+    /// Plaintext needs an element where something wider would capture it: the address, a network, or the rule that
+    /// holds replies of a STRICT address to a peer in the tunnel.
+    fn except(&mut self, address: IpAddr, port: u16, is_captured: bool) {
+        let is_peer = self.steering.peers.contains(&address);
+        let strict = &self.strict;
+        let sources = self.class.sources_like(address);
+        let held = sources.filter(|source| is_captured || is_peer && strict.contains(source));
+        self.steering
+            .plain
+            .extend(held.flat_map(|source| elements(source, address, port)));
+    }
+
+    fn ask(&mut self, address: IpAddr, port: Option<u16>) -> bool {
+        let client = self.class.client();
+        let decided = self.decider.decide(client, address, port, &mut Silent);
         if let (Verdict::Tunnel { peer, gateway }, Some(endpoint)) =
             (&decided.verdict, decided.endpoint)
             && endpoint.identity.is_none()
         {
-            unnamed.push((peer.clone(), address, *gateway));
+            self.unnamed.push((peer.clone(), address, *gateway));
         }
         decided.verdict.is_captured()
-    };
-    let sources = || {
-        class
-            .sources
-            .iter()
-            .filter(|source| source.is_ipv4() == address.is_ipv4())
-    };
-    let all = ask(None);
-    if all {
-        steering
-            .must_all
-            .extend(sources().map(|source| (*source, address)));
-    }
-    // Plaintext needs an element where something wider would capture it: the address, a network, or the rule that holds
-    // replies of a STRICT address to a peer in the tunnel.
-    let is_wider = all
-        || networks.iter().any(|network| network.contains(address))
-        || !steering.strict_all.is_empty() && steering.peers.contains(&address);
-    for port in decider.registry.ports_at(client.namespace, address) {
-        let is_captured = ask(Some(port));
-        if !is_captured && !is_wider {
-            continue;
-        }
-        let set = if is_captured {
-            &mut steering.must
-        } else {
-            &mut steering.plain
-        };
-        for source in sources() {
-            set.extend(PROTOCOLS.map(|protocol| (*source, address, protocol, port)));
-        }
     }
 }
 
-/// Networks are decided for their addresses that the registry does not name one by one.
-fn steer_networks(
-    decider: &Decider,
-    class: &Class,
-    networks: &BTreeSet<IpNetwork>,
-    steering: &mut Steering,
-) {
-    let client = class.client();
-    let visible = |network: IpNetwork| {
-        let services = decider.registry.services_in(client.namespace, network);
-        services.collect::<Vec<_>>()
-    };
-    let mut captured_whole = Vec::new();
-    let mut by_port: BTreeMap<u16, Vec<(IpNetwork, bool)>> = BTreeMap::new();
-    for &network in networks {
-        let services = visible(network);
-        let whole = |service| decider.decide_network(client, service, None).is_captured();
-        if services.iter().copied().any(whole) {
-            captured_whole.push(network);
-        }
-        let ports: BTreeSet<_> = services
-            .iter()
-            .flat_map(|service| &service.ports)
-            .map(|port| port.number)
-            .collect();
-        for number in ports {
-            let named = services
-                .iter()
-                .find_map(|service| Some((*service, service.port(number)?)));
-            let Some((service, port)) = named else {
-                continue;
-            };
-            let is_captured = decider
-                .decide_network(client, service, Some(port))
-                .is_captured();
-            by_port
-                .entry(number)
-                .or_default()
-                .push((network, is_captured));
-        }
-    }
-    for &network in &captured_whole {
-        if !captured_whole
-            .iter()
-            .any(|wider| is_inside(network, *wider))
-        {
-            let sources = class
-                .sources
-                .iter()
-                .filter(|source| source.is_ipv4() == network.is_ipv4());
-            steering
-                .must_all_net
-                .extend(sources.map(|source| (*source, network)));
-        }
-    }
-    for (port, decisions) in by_port {
-        for (network, is_captured) in &decisions {
-            let inner: Vec<_> = decisions
-                .iter()
-                .map(|(other, _)| *other)
-                .filter(|other| is_inside(*other, *network))
-                .collect();
-            let set = if *is_captured {
-                &mut steering.must_net
-            } else {
-                &mut steering.plain_net
-            };
-            for piece in without(*network, &inner) {
-                for source in class
-                    .sources
-                    .iter()
-                    .filter(|source| source.is_ipv4() == piece.is_ipv4())
-                {
-                    set.extend(PROTOCOLS.map(|protocol| (*source, piece, protocol, port)));
-                }
-            }
-        }
-    }
-}
-
-/// `inner` is a proper part of `outer`.
-fn is_inside(inner: IpNetwork, outer: IpNetwork) -> bool {
-    inner.prefix() > outer.prefix()
-        && inner.is_ipv4() == outer.is_ipv4()
-        && outer.contains(inner.network())
-}
-
-/// `network` less the networks in `holes`, as few disjoint networks.
-fn without(network: IpNetwork, holes: &[IpNetwork]) -> Vec<IpNetwork> {
-    if holes.contains(&network) {
-        return Vec::new();
-    }
-    if !holes.iter().any(|hole| is_inside(*hole, network)) {
-        return vec![network];
-    }
-    halves(network)
-        .into_iter()
-        .flatten()
-        .flat_map(|half| without(half, holes))
-        .collect()
-}
-
-fn halves(network: IpNetwork) -> [Option<IpNetwork>; 2] {
-    let prefix = network.prefix() + 1;
-    let upper = match network.network() {
-        IpAddr::V4(first) => 1_u32
-            .checked_shl(32_u32.saturating_sub(prefix.into()))
-            .map(|bit| IpAddr::from((u32::from(first) | bit).to_be_bytes())),
-        IpAddr::V6(first) => 1_u128
-            .checked_shl(128_u32.saturating_sub(prefix.into()))
-            .map(|bit| IpAddr::from((u128::from(first) | bit).to_be_bytes())),
-    };
-    [
-        IpNetwork::new(network.network(), prefix).ok(),
-        upper.and_then(|upper| IpNetwork::new(upper, prefix).ok()),
-    ]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn nets(texts: &[&str]) -> Vec<IpNetwork> {
-        texts.iter().map(|text| text.parse().unwrap()).collect()
-    }
-
-    #[test]
-    fn a_network_with_holes_is_cut_into_the_rest() {
-        let whole = "10.0.0.0/8".parse().unwrap();
-        assert_eq!(without(whole, &[]), [whole]);
-        assert_eq!(without(whole, &[whole]), []);
-        assert_eq!(
-            without(whole, &nets(&["10.64.0.0/10", "10.0.0.0/10"])),
-            nets(&["10.128.0.0/9"])
-        );
-        assert_eq!(
-            without("fd00::/126".parse().unwrap(), &nets(&["fd00::2/128"])),
-            nets(&["fd00::/127", "fd00::3/128"])
-        );
-    }
+fn elements(source: IpAddr, destination: IpAddr, port: u16) -> [PortRule; 3] {
+    PROTOCOLS.map(|protocol| (source, destination, protocol, port))
 }
