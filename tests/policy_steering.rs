@@ -14,15 +14,21 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use identun::{
     policy::{
-        Compiled, EgressDecision, MeshSettings, Mode, Resources,
+        Compiled, EgressDecision, MeshSettings, Mode, Question, ReasonCode, Resources,
         compiled::outcome::{Intent, Outcome},
-        document::{ClientMode, DestinationRule},
+        document::{
+            Action, AuthorizationPolicy, AuthorizationRule, Clause, ClientMode, DestinationRule,
+            PeerAuthentication, Placed, Policy, PortSelector, StringMatch, Target, Test,
+        },
         settings::UnknownDestination,
     },
     registry::service::{Endpoints, Location, Resolution, ServiceEntry, Workload},
     wire::FiveTuple,
 };
-use mesh::{export, host, mesh_policy, rule, service, tcp, with_names, with_port, workload};
+use mesh::{
+    export, host, ip, map, mesh_policy, place, resource, rule, service, tcp, with_names, with_port,
+    workload,
+};
 use proptest::{collection::vec, prelude::*, sample::select};
 
 const HOSTS: u8 = 10;
@@ -41,6 +47,26 @@ fn address(index: u8) -> String {
     format!("10.0.0.{index}")
 }
 
+/// Addresses that no workload has.
+const OUTSIDERS: [&str; 6] = [
+    "10.0.0.13",
+    "10.0.0.200",
+    "172.16.5.1",
+    "172.16.5.200",
+    "198.51.100.7",
+    "203.0.113.1",
+];
+/// Networks around some of them.
+const BLOCKS: [&str; 7] = [
+    "0.0.0.0/1",
+    "10.0.0.0/24",
+    "172.16.0.0/12",
+    "172.16.5.0/25",
+    "198.51.100.7/32",
+    "10.0.0.1/32",
+    "fd00::/8",
+];
+
 /// The account of an address; some have none.
 fn declared(namespace: &str, index: u8) -> Workload {
     let account = if index.is_multiple_of(4) {
@@ -50,6 +76,9 @@ fn declared(namespace: &str, index: u8) -> Workload {
     };
     let mut workload = workload(namespace, &account, &address(index));
     workload.mesh_capable = !index.is_multiple_of(8);
+    if !index.is_multiple_of(3) {
+        workload.labels = map(&[("app", "web")]);
+    }
     if index == 2 {
         workload.gateway = Some("10.0.0.1:15008".parse().unwrap());
     }
@@ -123,8 +152,147 @@ prop_compose! {
     }
 }
 
+fn placed<T>(value: T) -> Placed<T> {
+    Placed {
+        value,
+        place: place(40),
+    }
+}
+
+fn a_selector() -> impl Strategy<Value = Option<identun::policy::document::Labels>> {
+    select(vec![
+        None,
+        None,
+        Some(map(&[("app", "web")])),
+        Some(map(&[("app", "db")])),
+    ])
+}
+
+fn an_unset_mode() -> impl Strategy<Value = Option<Mode>> {
+    select(vec![
+        None,
+        Some(Mode::Disable),
+        Some(Mode::Permissive),
+        Some(Mode::Strict),
+    ])
+}
+
+prop_compose! {
+    fn a_peer_authentication()(
+        index in 0..100_u8,
+        namespace in select(vec!["ns", "other", "istio-system"]),
+        selector in a_selector(),
+        mode in an_unset_mode(),
+        ports in vec((select(PORTS.to_vec()), an_unset_mode()), 0..3),
+    ) -> PeerAuthentication {
+        let ports = if selector.is_some() { ports } else { Vec::new() };
+        PeerAuthentication {
+            resource: resource("PeerAuthentication", namespace, &format!("p{index}")),
+            place: place(41),
+            selector,
+            mode: placed(mode),
+            ports: ports.into_iter().map(|(port, mode)| (port, placed(mode))).collect(),
+        }
+    }
+}
+
+prop_compose! {
+    fn a_policy()(
+        index in 0..100_u8,
+        namespace in select(vec!["ns", "other"]),
+        targets in vec((0..4_u8, vec(select(PORTS.to_vec()), 0..2)), 0..2),
+        mode in select(vec![Mode::Disable, Mode::Permissive, Mode::Strict]),
+    ) -> Policy {
+        let name = if targets.is_empty() { "default".to_owned() } else { format!("p{index}") };
+        let target = |(service, ports): (u8, Vec<u16>)| Target {
+            host: placed(format!("s{service}.local").into()),
+            ports: ports.into_iter().map(PortSelector::Number).map(placed).collect(),
+        };
+        Policy {
+            resource: resource("Policy", namespace, &name),
+            place: place(42),
+            targets: targets.into_iter().map(target).collect(),
+            mode: placed(mode),
+        }
+    }
+}
+
+fn a_test() -> impl Strategy<Value = Test> {
+    let blocks = || {
+        let block = select(BLOCKS.to_vec()).prop_map(|block| block.parse().unwrap());
+        vec(block, 1..3)
+    };
+    let names = || {
+        select(vec![
+            vec![StringMatch::Present],
+            vec![StringMatch::Exact("ns".into())],
+            vec![StringMatch::Prefix("cluster".into())],
+        ])
+    };
+    prop_oneof![
+        4 => blocks().prop_map(Test::SourceIp),
+        4 => vec(select(PORTS.to_vec()), 1..3)
+            .prop_map(|ports| Test::DestinationPort(ports.into_iter().collect())),
+        1 => blocks().prop_map(Test::DestinationIp),
+        1 => names().prop_map(Test::SourcePrincipal),
+        1 => names().prop_map(Test::SourceNamespace),
+        1 => names().prop_map(Test::SourceTrustDomain),
+    ]
+}
+
+fn some_clauses() -> impl Strategy<Value = Vec<Clause>> {
+    let clause = (prop::bool::weighted(0.3), a_test());
+    vec(
+        clause.prop_map(|(negated, test)| Clause { negated, test }),
+        0..3,
+    )
+}
+
+prop_compose! {
+    fn an_authorization()(
+        index in 0..100_u8,
+        namespace in select(vec!["ns", "other", "istio-system"]),
+        selector in a_selector(),
+        action in select(vec![Action::Allow, Action::Allow, Action::Deny, Action::Deny, Action::Audit]),
+        dry_run in prop::bool::weighted(0.1),
+        rules in vec((vec(some_clauses(), 0..3), vec(some_clauses(), 0..2), some_clauses()), 0..3),
+    ) -> AuthorizationPolicy {
+        let rules = rules.into_iter().enumerate().map(|(index, (from, to, when))| AuthorizationRule {
+            place: place(43),
+            number: index + 1,
+            from,
+            to,
+            when,
+        });
+        AuthorizationPolicy {
+            resource: resource("AuthorizationPolicy", namespace, &format!("a{index}")),
+            place: place(43),
+            selector,
+            action,
+            dry_run,
+            rules: rules.collect(),
+        }
+    }
+}
+
+/// What servers demand; often the older kinds only, which the newer ones would hide.
+fn a_server_side() -> impl Strategy<Value = Resources> {
+    let newer = prop_oneof![Just(0), 1..4_usize];
+    let newer = newer.prop_flat_map(|count| vec(a_peer_authentication(), count));
+    let all = (newer, vec(a_policy(), 0..4), vec(an_authorization(), 0..3));
+    all.prop_map(
+        |(peer_authentications, policies, authorization_policies)| Resources {
+            peer_authentications,
+            policies,
+            authorization_policies,
+            ..Resources::default()
+        },
+    )
+}
+
 prop_compose! {
     fn a_mesh()(
+        server_side in a_server_side(),
         service_entries in vec(a_service(), 0..6),
         destination_rules in vec(a_rule(), 0..6),
         workloads in vec(3..=HOSTS, 0..4),
@@ -138,7 +306,7 @@ prop_compose! {
             service_entries,
             // the local ones are always there
             workloads: [1, 2].into_iter().chain(workloads).map(registered).collect(),
-            ..Resources::default()
+            ..server_side
         };
         let unknown_destination = if drop { UnknownDestination::Drop } else { UnknownDestination::Pass };
         (resources, MeshSettings { auto_mtls, unknown_destination, ..MeshSettings::default() })
@@ -189,6 +357,28 @@ proptest! {
     }
 
     #[test]
+    fn kernel_and_engine_agree_on_plaintext_that_comes_in(mesh in a_mesh()) {
+        let compiled = compile(&mesh);
+        let kinds = [(1, None), (6, Some(22)), (6, Some(53)), (17, Some(80)), (132, Some(443)), (6, Some(9))];
+        for (source, destination) in OUTSIDERS.iter().flat_map(|from| LOCAL.map(|to| (ip(from), ip(to)))) {
+            for (protocol, port) in kinds {
+                let question = Question { source, destination, protocol, port };
+                let taken = compiled.steering().accepts_plaintext(source, destination, protocol, port);
+                let decision = compiled.decide(&question);
+                prop_assert_eq!(taken, decision.outcome == Outcome::Plaintext, "{:?} {:?}", question, decision);
+            }
+        }
+        // workloads, too, whatever their own side decides
+        for (source, destination) in (3..=HOSTS).flat_map(|from| LOCAL.map(|to| (ip(&address(from)), ip(to)))) {
+            for (protocol, port) in kinds {
+                let taken = compiled.steering().accepts_plaintext(source, destination, protocol, port);
+                let told = compiled.explain(source, destination, protocol, port);
+                prop_assert_eq!(taken, told.plaintext_accepted, "{} {} {:?}", source, destination, port);
+            }
+        }
+    }
+
+    #[test]
     fn who_is_dialled_is_accepted_and_may_answer(mesh in a_mesh()) {
         let compiled = compile(&mesh);
         for tuple in packets() {
@@ -197,7 +387,6 @@ proptest! {
                 prop_assert!(compiled.peer_owns(&key.peer, tuple.destination), "{}", tuple);
                 prop_assert!(compiled.gateways(&key.peer).contains(&key.gateway), "{}", tuple);
                 prop_assert_eq!(Some(&key.local), compiled.local_identity(tuple.source));
-                prop_assert!(compiled.mode() != Mode::Disable, "{}", tuple);
             }
         }
     }
@@ -209,7 +398,10 @@ proptest! {
             let told = compiled.explain(tuple.source, tuple.destination, tuple.protocol, tuple.service_port());
             match compiled.decide_egress(&tuple) {
                 EgressDecision::Tunnel { key, why } => {
-                    prop_assert_eq!((told.outcome, told.peer), (Outcome::Mtls, Some(key.peer)));
+                    // the client's host leaves it to the server's whom that authorizes
+                    let by_policy = matches!(told.code, ReasonCode::DeniedByPolicy | ReasonCode::NoMatchingAllow);
+                    prop_assert!(told.outcome == Outcome::Mtls || by_policy, "{} {}", tuple, told.code);
+                    prop_assert_eq!(told.peer, Some(key.peer));
                     prop_assert_eq!(told.accepted, why.accepted.clone());
                 }
                 EgressDecision::Refuse { reason, .. } => {
@@ -237,4 +429,58 @@ proptest! {
             }
         }
     }
+
+    #[test]
+    fn refused_sources_are_disjoint(mesh in a_mesh()) {
+        let compiled = compile(&mesh);
+        let overlap = |one: &ipnetwork::IpNetwork, other: &ipnetwork::IpNetwork| {
+            one.contains(other.ip()) || other.contains(one.ip())
+        };
+        let ports: Vec<_> = compiled.steering().refuse_port.iter().collect();
+        for (index, left) in ports.iter().enumerate() {
+            for right in ports.iter().skip(index + 1) {
+                let same = left.1 == right.1 && left.2 <= right.3 && right.2 <= left.3;
+                prop_assert!(!(same && overlap(&left.0, &right.0)), "{:?} {:?}", left, right);
+            }
+        }
+        let portless: Vec<_> = compiled.steering().refuse_portless.iter().collect();
+        for (index, left) in portless.iter().enumerate() {
+            for right in portless.iter().skip(index + 1) {
+                prop_assert!(!(left.1 == right.1 && overlap(&left.0, &right.0)), "{:?} {:?}", left, right);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_service_that_is_captured_as_a_whole_needs_one_element() {
+    let count = 2000_u32;
+    let entry = |index: u32| {
+        let address = Ipv4Addr::from(0x0b00_0000 + index).to_string();
+        let endpoint = workload("ns", &format!("s{index}"), &address);
+        service("ns", &format!("many{index}.local"), &["80"], vec![endpoint])
+    };
+    let mut resources = Resources {
+        service_entries: (0..count).map(entry).collect(),
+        workloads: vec![registered(1)],
+        ..Resources::default()
+    };
+    let sizes = |resources: &Resources| {
+        let compiled = compile(&(resources.clone(), MeshSettings::default()));
+        let steering = compiled.steering();
+        (
+            steering.must_all.len(),
+            steering.must.len(),
+            steering.plain.len(),
+        )
+    };
+    assert_eq!(sizes(&resources), (2000, 0, 0));
+    // one exception is one more, for each protocol
+    let exception = with_port(
+        rule("ns", "r", "many7.local", None),
+        80,
+        Some(ClientMode::Disable),
+    );
+    resources.destination_rules.push(exception);
+    assert_eq!(sizes(&resources), (2000, 0, 3));
 }

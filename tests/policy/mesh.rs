@@ -37,7 +37,7 @@ pub(crate) fn place(line: u32) -> Place {
     }
 }
 
-fn resource(kind: &'static str, namespace: &str, name: &str) -> ResourceName {
+pub(crate) fn resource(kind: &'static str, namespace: &str, name: &str) -> ResourceName {
     ResourceName {
         kind,
         namespace: namespace.into(),

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     policy::{
-        HostFacts, Mode, Steering,
+        HostFacts, Steering,
         compiled::{
             decide::{Decider, Verdict},
             rules::Client,
@@ -22,9 +22,11 @@ use crate::{
 };
 
 mod networks;
+mod screen;
 mod tiles;
 
 use networks::Networks;
+use screen::Screen;
 
 const PROTOCOLS: [u8; 3] = [TCP, UDP, SCTP];
 
@@ -59,13 +61,9 @@ pub(crate) fn steering(decider: &mut Decider, host: &HostFacts) -> Steering {
         exempt: host.exempt.clone(),
         ..Steering::default()
     };
-    let is_strict = |address: &&IpAddr| {
-        let workload = decider.registry.local_workload(**address);
-        workload.is_some_and(|workload| {
-            decider.server_mode(workload, **address, None).mode == Mode::Strict
-        })
-    };
-    steering.strict_all = local.iter().filter(is_strict).copied().collect();
+    for &address in &local {
+        screen(decider, address, &mut steering);
+    }
     let workloads = decider.registry.workloads().iter();
     steering.peers = workloads
         .filter(|workload| workload.mesh_capable && !workload.is_local)
@@ -89,6 +87,23 @@ pub(crate) fn steering(decider: &mut Decider, host: &HostFacts) -> Steering {
     }
     steering.local = local;
     steering
+}
+
+/// The server's side of one local address.
+fn screen(decider: &Decider, address: IpAddr, steering: &mut Steering) {
+    let Some(workload) = decider.registry.local_workload(address) else {
+        return;
+    };
+    Screen {
+        address,
+        ports: decider.ports_told_apart(workload, address),
+        networks: decider.networks_told_apart(workload),
+        refuses: |source, port| {
+            let reason = decider.refuses_plaintext(workload, address, source, port);
+            reason.is_some()
+        },
+    }
+    .steer(steering);
 }
 
 fn classes(decider: &Decider, local: &BTreeSet<IpAddr>) -> Vec<Class> {

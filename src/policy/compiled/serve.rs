@@ -75,7 +75,6 @@ impl Decider {
     }
 
     /// Source networks that some rule for the workload tells apart.
-    #[expect(dead_code, reason = "the kernel's sets will ask")]
     pub(crate) fn networks_told_apart(&self, workload: &RegisteredWorkload) -> BTreeSet<IpNetwork> {
         self.authorizations.networks(workload)
     }

@@ -1,6 +1,6 @@
 //! Networks inside networks, cut into pieces that do not overlap, as the kernel's interval sets want them.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 
@@ -44,6 +44,15 @@ fn cut<A: Copy + PartialEq>(
         tiles.truncate(start);
         tiles.push((network, one));
     }
+}
+
+/// Every address of the family that `address` belongs to.
+pub(super) fn family(address: IpAddr) -> IpNetwork {
+    let all = match address {
+        IpAddr::V4(_) => IpNetwork::new(Ipv4Addr::UNSPECIFIED.into(), 0),
+        IpAddr::V6(_) => IpNetwork::new(Ipv6Addr::UNSPECIFIED.into(), 0),
+    };
+    all.unwrap_or_else(|_| IpNetwork::from(address))
 }
 
 /// `inner` is a part of `outer`, or the same.
