@@ -9,6 +9,13 @@
     reason = "this is a test, its helpers too"
 )]
 
+#[path = "policy/mesh.rs"]
+#[expect(dead_code, reason = "a part of the builders is for other tests")]
+mod mesh;
+#[path = "host_netns/scale.rs"]
+mod scale;
+#[path = "host_netns/screen.rs"]
+mod screen;
 #[path = "host_netns/steering.rs"]
 mod steering;
 #[path = "host_netns/support.rs"]

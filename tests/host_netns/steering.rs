@@ -22,21 +22,21 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::support::{TUN, block_on, in_namespace, ip, run, settings, tun};
 
-const HOSTS: [&str; 2] = ["10.77.0.1", "fd77::1"];
-const PEERS: [&str; 2] = ["10.77.0.2", "fd77::2"];
+pub(crate) const HOSTS: [&str; 2] = ["10.77.0.1", "fd77::1"];
+pub(crate) const PEERS: [&str; 2] = ["10.77.0.2", "fd77::2"];
 /// Addresses on the far side that belong to nobody's mesh.
-const OUTSIDERS: [&str; 2] = ["10.77.0.3", "fd77::3"];
+pub(crate) const OUTSIDERS: [&str; 2] = ["10.77.0.3", "fd77::3"];
 /// Only against hanging; nothing is decided by it.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// The plaintext exception at the peers, and the port that is captured.
 const PLAIN: u16 = 53;
 const MUST: u16 = 8080;
 
 /// A second network namespace, joined by a cable; it goes with its process.
-struct Wire(Child);
+pub(crate) struct Wire(Child);
 
 impl Wire {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let child = Command::new("unshare")
             .args(["-n", "sleep", "600"])
             .spawn()
@@ -63,7 +63,7 @@ impl Wire {
     }
 
     /// Runs something over there; sockets it makes stay there.
-    fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let namespace = File::open(format!("/proc/{}/ns/net", self.0.id())).unwrap();
         thread::scope(|scope| {
             let thread = scope.spawn(move || {
@@ -344,7 +344,7 @@ fn strict_refuses_plaintext_and_lets_the_hosts_own_out() {
 }
 
 /// A UDP question and a TCP conversation, both answered.
-fn exchange(wire: &Wire, host: IpAddr, there: SocketAddr) {
+pub(crate) fn exchange(wire: &Wire, host: IpAddr, there: SocketAddr) {
     let answerer = wire.enter(|| UdpSocket::bind(there).unwrap());
     let listener = wire.enter(|| TcpListener::bind(there).unwrap());
     let asker = UdpSocket::bind((host, 0)).unwrap();
