@@ -5,6 +5,7 @@ pub mod compiled;
 pub mod diagnostic;
 pub mod document;
 pub mod explain;
+pub mod help;
 pub mod load;
 pub mod render;
 pub mod settings;

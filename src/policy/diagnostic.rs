@@ -106,7 +106,8 @@ impl Code {
     }
 }
 
-/// Every class, by name. 01 the text, 02 values, 03 documents, 04 meaning of one resource, 05 the set as a whole.
+/// Every class, by name. 01 the text, 02 values, 03 documents, 04 meaning of one resource, 05 the set as a whole,
+/// 06 files and identities.
 pub mod codes {
     use super::{
         Code,
@@ -230,6 +231,15 @@ pub mod codes {
         AUTHENTICATIONS_OVERLAP "IDT0572" Warning "Several PeerAuthentications select one workload; the oldest counts, and ports are not merged.";
         PROTOCOLS_DIFFER "IDT0573" Warning "Two ServiceEntries give one host and port different protocols.";
         TOO_LARGE_TO_LOOK_AT "IDT0574" Info "The set is so large that not every client and service were looked at for conflicts.";
+
+        FILE_UNREADABLE "IDT0601" Error "A file cannot be read, is too large or is not UTF-8.";
+        FILE_NOT_TRUSTED "IDT0602" Error "A file is one that others may change, or a key that others may read.";
+        BAD_BUNDLE "IDT0603" Error "A trust bundle holds something else than CA certificates.";
+        BAD_CERTIFICATE "IDT0604" Error "A certificate and its key make no identity.";
+        NOT_VALID_NOW "IDT0605" Error "A certificate does not hold at present; in a bundle with others that do, a warning.";
+        IDENTITY_TWICE "IDT0606" Error "Two entries of identities have the same SPIFFE ID.";
+        NO_BUNDLE "IDT0607" Error "There is no trust bundle for the trust domain of an identity.";
+        NO_ADDRESSES "IDT0608" Error "The addresses of this host cannot be read.";
     }
 }
 
