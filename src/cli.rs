@@ -3,6 +3,7 @@
 //! stdout is data, stderr is talk. Exit codes: 0 done, 1 the answer is no, 2 usage, 3 the daemon is not reachable,
 //! 4 a right is missing, 5 timed out, 6 invalid configuration.
 
+mod analyze;
 mod ca;
 mod check;
 mod client;
@@ -35,6 +36,8 @@ pub enum Exit {
     Ok = 0,
     /// Done; the answer is no, or something failed.
     No = 1,
+    /// The arguments contradict each other or the files.
+    Usage = 2,
     /// The daemon does not answer.
     Unreachable = 3,
     /// A right is missing.
@@ -102,6 +105,10 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Look for mistakes in policy, with thresholds and suppressions for CI
+    ///
+    /// Exit code 1: findings of the failure threshold or worse; 6: a file cannot be read; in every output format.
+    Analyze(analyze::Arguments),
     /// A small certificate authority for beginnings
     Ca(ca::Arguments),
     /// Validate files; needs no root and no daemon
@@ -171,6 +178,7 @@ fn dispatch(arguments: Arguments, out: &mut dyn Write) -> anyhow::Result<Exit> {
         .command
         .unwrap_or_else(|| Command::Status(status::Arguments::default()))
     {
+        Command::Analyze(arguments) => analyze::run(&arguments, out),
         Command::Ca(arguments) => ca::run(&arguments, out),
         Command::Check(arguments) => check::run(&arguments, out),
         Command::Daemon(arguments) => daemon::run(&arguments),

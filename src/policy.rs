@@ -10,6 +10,7 @@ pub mod load;
 pub mod render;
 pub mod settings;
 pub mod steering;
+pub mod suppress;
 
 pub use compiled::{
     Compiled, Considered, Decision, EgressDecision, IngressDecision, Question, ReasonCode, RuleRef,

@@ -9,7 +9,7 @@ pub mod policies;
 pub mod secrets;
 
 pub use files::{
-    FileError, private_dir, read_config, read_key, read_public, read_secret, write_new,
+    FileError, private_dir, read_config, read_key, read_public, read_secret, read_stdin, write_new,
     write_private,
 };
 pub use lock::{InstanceLock, LockError};

@@ -13,7 +13,7 @@ use crate::{
         settings::DEFAULT_CONFIG,
         status::API_VERSION,
     },
-    policy::{Diagnostic, Severity, SourceFile},
+    policy::{Diagnostic, MeshSettings, Severity, SourceFile},
 };
 
 #[derive(Debug, clap::Args)]
@@ -22,6 +22,19 @@ Examples:
   identun check --config daemon.yaml               all that it names, findings
   identun check policies/strict.yaml mesh.yaml     policy files by themselves")]
 pub(super) struct Arguments {
+    #[command(flatten)]
+    input: Input,
+    /// Show what is only worth knowing, too
+    #[arg(short, long)]
+    verbose: bool,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+/// The files that are looked at.
+#[derive(Debug, clap::Args)]
+pub(super) struct Input {
     /// The daemon's configuration, with everything it names
     #[arg(
         long,
@@ -31,44 +44,45 @@ pub(super) struct Arguments {
         conflicts_with = "files"
     )]
     config: Option<PathBuf>,
-    /// Policy files or folders, checked with default settings
+    /// Policy files or folders, with default settings; - is stdin
     #[arg(value_name = "POLICY")]
     files: Vec<PathBuf>,
-    /// Show what is only worth knowing, too
-    #[arg(short, long)]
-    verbose: bool,
-    /// Output format
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Format,
 }
 
-/// What a check found, and what it looked at.
-struct Report {
-    diagnostics: Vec<Diagnostic>,
-    files: Vec<Arc<SourceFile>>,
+/// What was found, and in which files.
+pub(super) struct Report {
+    pub(super) diagnostics: Vec<Diagnostic>,
+    pub(super) files: Vec<Arc<SourceFile>>,
+    /// The namespace of resources that name none.
+    pub(super) default_namespace: Arc<str>,
     facts: Vec<String>,
 }
 
-pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> anyhow::Result<Exit> {
-    let result = if arguments.files.is_empty() {
-        let path = arguments
-            .config
-            .clone()
-            .unwrap_or_else(|| DEFAULT_CONFIG.into());
-        Configuration::load(&path, None, 1, unix_now()).map(report_configuration)
-    } else {
-        let checked = Configuration::check_policies(&arguments.files);
-        checked.map(|(diagnostics, files)| Report {
-            diagnostics,
-            files,
-            facts: Vec::new(),
-        })
-    };
-    let report = result.unwrap_or_else(|Rejected { diagnostics, files }| Report {
+impl Input {
+    /// Loads and compiles the files, and returns everything there is to say about them.
+    pub(super) fn report(&self) -> Report {
+        let result = if self.files.is_empty() {
+            let path = self.config.clone().unwrap_or_else(|| DEFAULT_CONFIG.into());
+            Configuration::load(&path, None, 1, unix_now()).map(report_configuration)
+        } else {
+            let checked = Configuration::check_policies(&self.files);
+            checked.map(|(diagnostics, files)| bare_report(diagnostics, files))
+        };
+        result.unwrap_or_else(|Rejected { diagnostics, files }| bare_report(diagnostics, files))
+    }
+}
+
+fn bare_report(diagnostics: Vec<Diagnostic>, files: Vec<Arc<SourceFile>>) -> Report {
+    Report {
         diagnostics,
         files,
+        default_namespace: MeshSettings::default().default_namespace,
         facts: Vec::new(),
-    });
+    }
+}
+
+pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> anyhow::Result<Exit> {
+    let report = arguments.input.report();
     match arguments.output {
         Format::Table => print(&report, arguments.verbose, out)?,
         Format::Json => print_json(&report, out)?,
@@ -106,6 +120,7 @@ fn report_configuration(configuration: Configuration) -> Report {
     Report {
         diagnostics: configuration.diagnostics,
         files: configuration.files,
+        default_namespace: configuration.settings.default_namespace.into(),
         facts,
     }
 }

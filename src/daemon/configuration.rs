@@ -114,7 +114,7 @@ impl Configuration {
         })
     }
 
-    /// Checks policy files by themselves, with default settings and no host.
+    /// Checks policy files by themselves, with default settings and no host; `-` is stdin.
     ///
     /// # Errors
     /// [`Rejected`] when one of them has an error; else warnings and infos with the files.
@@ -122,7 +122,16 @@ impl Configuration {
         paths: &[PathBuf],
     ) -> Result<(Vec<Diagnostic>, Vec<Arc<SourceFile>>), Rejected> {
         let mut loader = Loader::default();
-        loader.policies(Path::new(""), paths);
+        let is_stdin = |path: &PathBuf| path.as_os_str() == "-";
+        let files: Vec<_> = paths
+            .iter()
+            .filter(|path| !is_stdin(path))
+            .cloned()
+            .collect();
+        loader.policies(Path::new(""), &files);
+        if paths.iter().any(is_stdin) {
+            loader.take(store::read_stdin());
+        }
         let mesh = Settings::default().mesh();
         let resources = loader.resources(&mesh);
         let Some(resources) = resources.filter(|_| !has_errors(&loader.diagnostics)) else {
@@ -169,7 +178,11 @@ impl Loader {
     }
 
     fn read(&mut self, path: &Path) -> Option<Arc<SourceFile>> {
-        match store::read_config(path) {
+        self.take(store::read_config(path))
+    }
+
+    fn take(&mut self, file: Result<Arc<SourceFile>, store::FileError>) -> Option<Arc<SourceFile>> {
+        match file {
             Ok(file) => {
                 self.files.push(Arc::clone(&file));
                 Some(file)

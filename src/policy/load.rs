@@ -8,6 +8,7 @@ mod destination_rule;
 mod head;
 mod mesh_policy;
 mod names;
+mod owner;
 mod peer_authentication;
 mod peers;
 mod policy;
@@ -46,6 +47,7 @@ use crate::{
     },
 };
 pub use names::resolve_host;
+pub use owner::{Owner, Owners};
 pub use settings::parse_settings;
 
 /// Parses and validates every document of every file. The diagnostics hold errors, warnings and infos, in the order of the

@@ -92,6 +92,29 @@ pub fn read_config(path: &Path) -> Result<Arc<SourceFile>, FileError> {
     }))
 }
 
+/// Reads policy from stdin, by the bounds of [`read_config`]. Its name is `-`.
+///
+/// # Errors
+/// [`FileError`] with the reason.
+pub fn read_stdin() -> Result<Arc<SourceFile>, FileError> {
+    let path = Path::new("-");
+    let mut bytes = Vec::new();
+    io::stdin()
+        .take(MAX_TEXT + 1)
+        .read_to_end(&mut bytes)
+        .map_err(io_error("read", path))?;
+    if bytes.len() as u64 > MAX_TEXT {
+        return Err(FileError::TooBig {
+            path: path.into(),
+            limit: MAX_TEXT,
+        });
+    }
+    Ok(Arc::new(SourceFile {
+        name: "-".into(),
+        text: text(path, bytes)?,
+    }))
+}
+
 /// Reads the text of a public file, such as certificates: not writable by everybody.
 ///
 /// # Errors

@@ -1,0 +1,229 @@
+//! The commands about policy as a person calls them: `analyze`, `explain`, `schema`, `tls-check`. No root, no daemon.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    io::Write,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use serde_json::Value;
+
+/// A DestinationRule whose host no service has.
+const LOST: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
+    metadata: {name: lost, namespace: shop}\nspec: {host: nowhere, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}\n";
+
+/// What a command said, and how it ended.
+struct Said {
+    code: i32,
+    text: String,
+    errors: String,
+}
+
+impl Said {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
+    }
+
+    #[track_caller]
+    fn has(&self, wanted: &str) {
+        assert!(
+            self.text.contains(wanted),
+            "{wanted} is not in\n{}{}",
+            self.text,
+            self.errors
+        );
+    }
+}
+
+fn identun(dir: &Path, arguments: &[&str], stdin: &str) -> Said {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_identun"))
+        .args(arguments)
+        .current_dir(dir)
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A command that reads nothing may be gone already.
+    let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    Said {
+        code: output.status.code().unwrap(),
+        text: String::from_utf8(output.stdout).unwrap(),
+        errors: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// A folder with the files given by name and text, and a `daemon.yaml` that means all of them.
+fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("policies.d")).unwrap();
+    for (name, text) in files {
+        fs::write(dir.path().join("policies.d").join(name), text).unwrap();
+    }
+    let daemon = "policies: [policies.d]\nhost_addresses: [10.0.0.1]\n";
+    fs::write(dir.path().join("daemon.yaml"), daemon).unwrap();
+    dir
+}
+
+fn analyze(dir: &Path, arguments: &[&str]) -> Said {
+    identun(dir, &[&["analyze"], arguments].concat(), "")
+}
+
+#[test]
+fn the_failure_threshold_decides_the_exit_code_in_every_format() {
+    let dir = folder(&[("lost.yaml", LOST)]);
+    for format in ["table", "log", "json"] {
+        for (threshold, code) in [("error", 0), ("Warning", 1), ("INFO", 1)] {
+            let arguments = [
+                "--failure-threshold",
+                threshold,
+                "-o",
+                format,
+                "-c",
+                "daemon.yaml",
+            ];
+            let said = analyze(dir.path(), &arguments);
+            assert_eq!(said.code, code, "{format} {threshold}: {}", said.text);
+            said.has("IDT0551");
+        }
+    }
+    let broken = LOST.replace("ISTIO_MUTUAL", "ISTIO_MUTAL");
+    fs::write(dir.path().join("policies.d/lost.yaml"), broken).unwrap();
+    for format in ["table", "log", "json"] {
+        let said = analyze(dir.path(), &["-c", "daemon.yaml", "-o", format]);
+        assert_eq!(said.code, 1, "{format}: {}", said.text);
+        said.has("IDT0203");
+    }
+}
+
+#[test]
+fn the_output_threshold_hides_and_changes_no_exit_code() {
+    let dir = folder(&[("lost.yaml", LOST)]);
+    let arguments = [
+        "--output-threshold",
+        "error",
+        "--failure-threshold",
+        "warning",
+    ];
+    let said = analyze(dir.path(), &[&arguments[..], &["policies.d"]].concat());
+    assert_eq!(said.code, 1);
+    assert_eq!(said.text, "OK: no validation issues found in 1 file\n");
+}
+
+#[test]
+fn a_clean_set_has_no_validation_issues() {
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+    let said = analyze(
+        &config,
+        &[
+            "--output-threshold",
+            "warning",
+            "policies/strict.yaml",
+            "example",
+        ],
+    );
+    assert_eq!(
+        (said.code, &*said.text),
+        (0, "OK: no validation issues found in 2 files\n")
+    );
+}
+
+#[test]
+fn a_dash_is_stdin() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = identun(dir.path(), &["analyze", "-o", "log", "-"], LOST);
+    assert_eq!(said.code, 0);
+    said.has("Warning [IDT0551] (DestinationRule lost.shop -:4:14) no service has a host");
+    let said = identun(dir.path(), &["analyze", "-"], "kind: [\n");
+    assert_eq!(said.code, 1, "{}", said.text);
+    said.has("--> -:");
+    assert_eq!(identun(dir.path(), &["check", "-"], LOST).code, 0);
+    assert_eq!(identun(dir.path(), &["check", "-"], "kind: [\n").code, 6);
+}
+
+#[test]
+fn suppressed_findings_are_counted_and_do_not_fail() {
+    let dir = folder(&[("lost.yaml", LOST)]);
+    let run = |suppress: &str| {
+        let threshold = ["--failure-threshold", "warning", "-o", "json", "-S"];
+        analyze(
+            dir.path(),
+            &[&threshold[..], &[suppress, "policies.d"]].concat(),
+        )
+    };
+    for covering in [
+        "IDT0551=DestinationRule lost.shop",
+        "IDT0551=DestinationRule *.shop",
+        "idt0551=* lost.*",
+        "IDT0551=*",
+        "IDT0551",
+    ] {
+        let said = run(covering);
+        assert_eq!(said.code, 0, "{covering}: {}", said.text);
+        assert_eq!(said.json()["suppressed"], 1, "{covering}");
+    }
+    for other in ["IDT0551=DestinationRule lost.other", "IDT0552=*"] {
+        assert_eq!(run(other).code, 1, "{other}");
+    }
+    let said = run("IDT0550=*");
+    assert_eq!(said.code, 2);
+    assert!(
+        said.errors.contains("there is no code `IDT0550`"),
+        "{}",
+        said.errors
+    );
+}
+
+#[test]
+fn an_unreadable_file_is_never_a_success() {
+    let dir = folder(&[]);
+    for more in [&[][..], &["-S", "IDT0601"]] {
+        let said = analyze(dir.path(), &[more, &["missing.yaml"]].concat());
+        assert_eq!(said.code, 6, "{}", said.text);
+        said.has("error[IDT0601]: cannot open missing.yaml");
+    }
+}
+
+#[test]
+fn analyze_and_check_find_the_same() {
+    let dir = folder(&[("lost.yaml", LOST)]);
+    let sources: [&[&str]; 2] = [&["-c", "daemon.yaml"], &["policies.d"]];
+    for source in sources {
+        let findings = |command: &str| {
+            let said = identun(dir.path(), &[&[command, "-o", "json"], source].concat(), "");
+            let diagnostics = said.json()["diagnostics"].as_array().unwrap().clone();
+            let key = |value: &Value| (value["code"].to_string(), value["message"].to_string());
+            diagnostics
+                .iter()
+                .map(key)
+                .collect::<std::collections::BTreeSet<_>>()
+        };
+        assert!(!findings("check").is_empty());
+        assert_eq!(findings("check"), findings("analyze"));
+    }
+}
+
+#[test]
+fn every_code_is_listed_and_every_code_in_the_sources_is_in_the_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = analyze(dir.path(), &["-L"]);
+    assert_eq!(said.code, 0);
+    for line in said.text.lines() {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+    let listed = analyze(dir.path(), &["-L", "-o", "json"]).json();
+    let listed = listed["codes"].as_array().unwrap();
+    assert_eq!(listed.len(), identun::policy::diagnostic::codes::ALL.len());
+    let configuration = include_str!("../src/daemon/configuration.rs");
+    let used: Vec<_> = configuration.match_indices("\"IDT").collect();
+    assert!(used.len() > 5);
+    for (at, _) in used {
+        let code = &configuration[at + 1..at + 8];
+        assert!(listed.iter().any(|known| known["code"] == code), "{code}");
+    }
+}
