@@ -352,10 +352,10 @@ fn explain_tells_rule_and_place() {
     ] {
         assert!(text.contains(wanted), "{wanted} is not in\n{text}");
     }
-    assert_eq!(explain(&["10.0.0.1", "[fd00::1]:80"]).0, 1);
+    assert_eq!(explain(&["10.0.0.1", "[fd00::1]:80"]).0, 2);
     assert_eq!(
         explain(&["10.0.0.1", "10.0.0.2:80", "--protocol", "icmp"]).0,
-        1
+        2
     );
     assert_eq!(explain(&["10.0.0.1", "nonsense"]).0, 2);
     // The reverse direction is decided by the other host, as far as these files tell.

@@ -227,3 +227,181 @@ fn every_code_is_listed_and_every_code_in_the_sources_is_in_the_table() {
         assert!(listed.iter().any(|known| known["code"] == code), "{code}");
     }
 }
+
+/// Two services of one short name, one of them with two endpoints at a port of their own; clients at 10.0.0.1.
+const SHOP: &str = "\
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: client, namespace: default}
+spec: {address: 10.0.0.1, serviceAccount: client}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: client6, namespace: default}
+spec: {address: 'fd00::1', serviceAccount: client6}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: web, namespace: shop}
+spec:
+  hosts: [web.shop.svc.cluster.local]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8080}]
+  endpoints:
+  - {address: 10.0.0.2, serviceAccount: web}
+  - {address: 10.0.0.3, serviceAccount: web}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: web, namespace: test}
+spec:
+  hosts: [web.test.svc.cluster.local]
+  addresses: [10.1.0.1, 'fd00::101']
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{number: 80, name: http}]
+  endpoints: [{address: 10.0.0.4, serviceAccount: test}]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: alone, namespace: shop}
+spec:
+  hosts: [alone.shop.svc.cluster.local]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{number: 80, name: http}]
+  endpoints: [{address: 10.0.0.5}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: alone, namespace: shop}
+spec: {host: alone, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}
+";
+
+fn explain(dir: &Path, arguments: &[&str]) -> Said {
+    identun(
+        dir,
+        &[&["explain", "-c", "daemon.yaml"], arguments].concat(),
+        "",
+    )
+}
+
+#[test]
+fn ends_are_named_by_workload_service_and_port_name() {
+    let dir = folder(&[("shop.yaml", SHOP)]);
+    let flow = |source: &str, destination: &str| {
+        let said = explain(dir.path(), &[source, destination]);
+        let line = said.text.lines().next().unwrap_or(&said.errors).to_owned();
+        line.trim_start_matches("flow").trim().to_owned()
+    };
+    for (source, destination, expected) in [
+        ("client", "10.0.0.2:80", "tcp 10.0.0.1 -> 10.0.0.2:80"),
+        (
+            "default/client",
+            "web.shop:80",
+            "tcp 10.0.0.1 -> 10.0.0.2:8080",
+        ),
+        ("client", "web.shop:http", "tcp 10.0.0.1 -> 10.0.0.2:8080"),
+        ("client", "web.shop:8080", "tcp 10.0.0.1 -> 10.0.0.2:8080"),
+        (
+            "client",
+            "web.shop.svc.cluster.local",
+            "icmp 10.0.0.1 -> 10.0.0.2",
+        ),
+        ("client", "web.test:80", "tcp 10.0.0.1 -> 10.1.0.1:80"),
+        ("client6", "web.test:80", "tcp fd00::1 -> [fd00::101]:80"),
+        (
+            "spiffe://cluster.local/ns/default/sa/client",
+            "alone:http",
+            "tcp 10.0.0.1 -> 10.0.0.5:80",
+        ),
+        ("alone", "client:22", "tcp 10.0.0.5 -> 10.0.0.1:22"),
+    ] {
+        assert_eq!(flow(source, destination), expected);
+    }
+}
+
+#[test]
+fn names_that_mean_nothing_or_several_things_are_usage_errors() {
+    let dir = folder(&[("shop.yaml", SHOP)]);
+    for (source, destination, wanted) in [
+        (
+            "client",
+            "web:80",
+            "`web` is ambiguous:\n  service web.shop.svc.cluster.local (policies.d/shop.yaml:13:18)\n  \
+             service web.test.svc.cluster.local",
+        ),
+        (
+            "client",
+            "wob:80",
+            "no workload and no service is named `wob`",
+        ),
+        ("client", "wob:80", "help: known are alone.shop.svc"),
+        ("client", "web.shop:https", "its ports: http (80)"),
+        ("client", "client:http", "write the port's number"),
+        (
+            "web.shop",
+            "client:80",
+            "several addresses: 10.0.0.2, 10.0.0.3",
+        ),
+        (
+            "client:80",
+            "web.shop:80",
+            "only the destination has a port",
+        ),
+        ("client", "client6", "are of different address families"),
+        ("10.0.0.1", "fd00::1", "are of different address families"),
+        ("10.0.0.1", "10.0.0.2:0", "expected a port of 1 to 65535"),
+    ] {
+        let said = explain(dir.path(), &[source, destination]);
+        assert_eq!(said.code, 2, "{source} {destination}: {}", said.errors);
+        assert!(said.errors.contains(wanted), "{wanted}\n{}", said.errors);
+        assert_eq!(said.text, "");
+    }
+}
+
+#[test]
+fn explain_tells_of_every_endpoint_of_a_service() {
+    let dir = folder(&[("shop.yaml", SHOP)]);
+    let said = explain(dir.path(), &["client", "web.shop:80"]);
+    assert_eq!(said.code, 0);
+    said.has("\ncode        mutual_auto\n");
+    said.has("\nendpoints   10.0.0.3:8080: mutual TLS in a tunnel, mutual_auto\n");
+    let said = explain(dir.path(), &["client", "web.shop:80", "-o", "json"]);
+    let json = said.json();
+    assert_eq!(json["asked"]["destination"], "web.shop:80");
+    assert_eq!(json["others"][0]["code"], "mutual_auto");
+    assert_eq!(json["explanation"]["outcome"], "MTLS");
+    assert!(json["explanation"]["considered"].is_array());
+    let said = explain(dir.path(), &["client", "alone:80"]);
+    assert_eq!(said.code, 1);
+    said.has("outcome     refused by the client's host");
+    said.has("code        not_in_mesh");
+    for line in said.text.lines() {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+}
+
+#[test]
+fn explain_knows_every_code_and_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in identun::policy::help::Topic::names() {
+        let said = identun(dir.path(), &["explain", name], "");
+        assert_eq!(said.code, 0, "{name}: {}", said.errors);
+        said.has(name);
+        said.has("\nFix: ");
+        for line in said.text.lines().filter(|line| !line.starts_with("    ")) {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+    }
+    let said = identun(dir.path(), &["explain", "IDT0551", "-o", "json"], "");
+    assert_eq!(said.json()["severity"], "warning");
+    let said = identun(dir.path(), &["explain", "IDT9999"], "");
+    assert_eq!(said.code, 2);
+    assert!(
+        said.errors.contains("`IDT9999` is no code and no reason"),
+        "{}",
+        said.errors
+    );
+}

@@ -1,20 +1,20 @@
-//! `identun explain`: what happens to a flow, decided from the files.
+//! `identun explain`: what happens to a flow, decided from the files; and what a code or reason means.
 
-use std::{
-    io::Write,
-    net::{IpAddr, SocketAddr},
-};
+mod names;
+mod print;
+
+use std::{io::Write, net::IpAddr};
 
 use clap::ValueEnum;
 use serde_json::json;
 
+use self::names::{End, Spot, usage};
 use crate::{
     cli::{ConfigPath, Exit, Failure, Format, table::wrap},
     daemon::{clock::unix_now, configuration::Configuration, status::API_VERSION},
     policy::{
-        Explanation, RuleRef,
-        compiled::outcome::{Intent, Outcome},
-        explain::WorkloadView,
+        Compiled, Decision, Explanation, Question, Severity, compiled::outcome::Outcome,
+        help::Topic,
     },
     wire::flow::protocol,
 };
@@ -23,14 +23,13 @@ use crate::{
 #[command(after_help = "\
 Examples:
   identun explain 10.0.0.1 10.0.0.2:80
-  identun explain fd00::1 '[fd00::2]:53' --protocol udp
-  identun explain 10.0.0.1 10.0.0.2 --protocol icmp --config daemon.yaml")]
+  identun explain default/client web.default:80 --config daemon.yaml
+  identun explain IDT0551")]
 pub(super) struct Arguments {
-    /// Source address
-    source: IpAddr,
-    /// Destination address, with its port where there is one: 10.0.0.2:80, `[fd00::2]:80`
-    #[arg(value_parser = destination)]
-    destination: Destination,
+    /// Source: address, workload (namespace/name), service; or one code or reason alone
+    source: String,
+    /// Destination likewise, with its port where there is one: 10.0.0.2:80, `[fd00::2]:80`, web:http
+    destination: Option<String>,
     /// Protocol of the packets; tcp where a port is given, else icmp
     #[arg(long, short, value_enum)]
     protocol: Option<Protocol>,
@@ -39,12 +38,6 @@ pub(super) struct Arguments {
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Destination {
-    address: IpAddr,
-    port: Option<u16>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -69,237 +62,216 @@ impl Protocol {
 
 /// Exit code 1: the flow is refused.
 pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> anyhow::Result<Exit> {
-    let Destination { address, port } = arguments.destination;
-    let usual = match port {
-        Some(_) => Protocol::Tcp,
-        None => Protocol::Icmp,
+    let Some(destination) = &arguments.destination else {
+        return explain_topic(&arguments.source, arguments.output, out);
     };
-    let protocol = arguments.protocol.unwrap_or(usual);
-    if address.is_ipv6() != arguments.source.is_ipv6() {
-        anyhow::bail!(
-            "{} and {address} are of different address families",
-            arguments.source
-        );
-    }
-    if port.is_some() && protocol == Protocol::Icmp {
-        anyhow::bail!("icmp has no ports; leave :{} out", port.unwrap_or_default());
+    let source = end(&arguments.source, "source")?;
+    let destination = end(destination, "destination")?;
+    if source.port.is_some() {
+        let help = "only the destination has a port: the source's is any";
+        return Err(usage(
+            format!("the source `{}` has a port", arguments.source),
+            help,
+        )
+        .into());
     }
     let configuration = Configuration::load(&arguments.config.config, None, 1, unix_now())
         .map_err(Failure::from)?;
-    let explanation = configuration.compiled.explain(
-        arguments.source,
-        address,
-        protocol.number(address.is_ipv6()),
-        port,
-    );
-    match arguments.output {
-        Format::Table => print(&explanation, out)?,
-        Format::Json => {
-            let value = json!({"apiVersion": API_VERSION, "kind": "Explanation", "explanation": explanation});
-            writeln!(out, "{value:#}")?;
-        }
+    let compiled = &configuration.compiled;
+    let domain = &configuration.settings.domain;
+    let sources = source.spots(compiled.registry(), domain)?;
+    let destinations = destination.spots(compiled.registry(), domain)?;
+    let (source, destinations) = choose(arguments, &sources, &destinations)?;
+    let mut questions = Vec::new();
+    for spot in destinations {
+        questions.push(arguments.question(source, spot)?);
     }
-    Ok(match explanation.outcome {
-        Outcome::Mtls | Outcome::Plaintext => Exit::Ok,
-        Outcome::RefusedByClient | Outcome::RefusedByServer => Exit::No,
+    answer(arguments, compiled, &questions, out)
+}
+
+impl Arguments {
+    fn question(&self, source: IpAddr, Spot { address, port }: Spot) -> Result<Question, Failure> {
+        let usual = match port {
+            Some(_) => Protocol::Tcp,
+            None => Protocol::Icmp,
+        };
+        let protocol = self.protocol.unwrap_or(usual);
+        if let Some(port) = port.filter(|_| protocol == Protocol::Icmp) {
+            let help = "choose another protocol, or leave the port out";
+            return Err(usage(
+                format!("icmp has no ports, but {port} is given"),
+                help,
+            ));
+        }
+        Ok(Question {
+            source,
+            destination: address,
+            protocol: protocol.number(address.is_ipv6()),
+            port,
+        })
+    }
+}
+
+fn end(text: &str, what: &str) -> Result<End, Failure> {
+    End::parse(text).map_err(|expected| {
+        usage(
+            format!("`{text}` is no {what}: {expected}"),
+            "for example 10.0.0.2:80, [fd00::2]:80, default/web or web.default:http",
+        )
     })
 }
 
-fn print(explanation: &Explanation, out: &mut dyn Write) -> std::io::Result<()> {
-    let Explanation {
-        source,
-        destination,
-        protocol,
-        port,
-        ..
-    } = explanation;
-    let target = match port {
-        Some(port) => SocketAddr::new(*destination, *port).to_string(),
-        None => destination.to_string(),
+/// One source, and every destination of its address family; IPv4 where names have both.
+fn choose(
+    arguments: &Arguments,
+    sources: &[Spot],
+    destinations: &[Spot],
+) -> Result<(IpAddr, Vec<Spot>), Failure> {
+    let of = |spots: &[Spot], ipv6: bool| -> Vec<Spot> {
+        let family = spots.iter().filter(|spot| spot.address.is_ipv6() == ipv6);
+        family.copied().collect()
     };
-    let mut line =
-        |name: &str, value: &str| writeln!(out, "{name:<INDENT$}{}", wrap(value, INDENT));
-    line(
-        "flow",
-        &format!("{} {source} -> {target}", protocol_name(*protocol)),
-    )?;
-    line("outcome", outcome_text(explanation))?;
-    line("because", &explanation.reason)?;
-    line("captured", captured(explanation))?;
-    line(
-        "encrypted",
-        if explanation.encrypted { "yes" } else { "no" },
-    )?;
-    for (name, workload) in [
-        ("source", &explanation.source_workload),
-        ("endpoint", &explanation.endpoint),
-    ] {
-        line(name, &identity(workload.as_ref()))?;
-        if let Some(workload) = workload {
-            line("", &format!("{} ({})", workload.resource, workload.place))?;
+    for ipv6 in [false, true] {
+        let destinations = of(destinations, ipv6);
+        if destinations.is_empty() {
+            continue;
+        }
+        match &of(sources, ipv6)[..] {
+            [] => {}
+            [only] => return Ok((only.address, destinations)),
+            several => {
+                let addresses: Vec<_> = several
+                    .iter()
+                    .map(|spot| spot.address.to_string())
+                    .collect();
+                let message = format!(
+                    "the source `{}` has several addresses: {}",
+                    arguments.source,
+                    addresses.join(", ")
+                );
+                return Err(usage(message, "write the one that is meant"));
+            }
         }
     }
-    line("service", explanation.service.as_deref().unwrap_or("none"))?;
-    for (index, id) in explanation.accepted.iter().enumerate() {
-        line(if index == 0 { "may answer" } else { "" }, id)?;
+    let destination = arguments.destination.as_deref().unwrap_or_default();
+    let message = format!(
+        "`{}` and `{destination}` are of different address families",
+        arguments.source
+    );
+    Err(usage(
+        message,
+        "a packet has either IPv4 or IPv6 addresses at both ends",
+    ))
+}
+
+/// Explains the first question, and tells how those of further endpoints end.
+fn answer(
+    arguments: &Arguments,
+    compiled: &Compiled,
+    questions: &[Question],
+    out: &mut dyn Write,
+) -> anyhow::Result<Exit> {
+    let Some((first, others)) = questions.split_first() else {
+        return Ok(Exit::Ok);
+    };
+    let explanation = compiled.explain(first.source, first.destination, first.protocol, first.port);
+    let others: Vec<_> = others
+        .iter()
+        .map(|question| (*question, compiled.decide(question)))
+        .collect();
+    match arguments.output {
+        Format::Table => print::print(&explanation, &others, out)?,
+        Format::Json => print_json(arguments, &explanation, &others, out)?,
     }
-    if let Some(peer) = explanation
-        .peer
-        .as_ref()
-        .filter(|_| explanation.accepted.len() > 1)
-    {
-        line("dialled", peer.as_str())?;
+    let mut outcomes = others.iter().map(|(_, decision)| decision.outcome);
+    let refused = is_refused(explanation.outcome) || outcomes.any(is_refused);
+    Ok(if refused { Exit::No } else { Exit::Ok })
+}
+
+const fn is_refused(outcome: Outcome) -> bool {
+    match outcome {
+        Outcome::Mtls | Outcome::Plaintext => false,
+        Outcome::RefusedByClient | Outcome::RefusedByServer => true,
     }
-    if let Some(gateway) = &explanation.gateway {
-        line("gateway", &gateway.to_string())?;
-    }
-    line("client", client(explanation))?;
-    if explanation.client != Some(Intent::NotInMesh) {
-        line(
-            "",
-            &rule(
-                explanation.client_rule.as_ref(),
-                "no DestinationRule decides",
-            ),
-        )?;
-    }
-    match explanation.server_mode {
-        None => line("server", "not in the mesh: takes plaintext")?,
-        Some(mode) => {
-            line("server", &word(&mode))?;
-            line(
-                "",
-                &rule(
-                    explanation.server_rule.as_ref(),
-                    "no MeshPolicy: `default_mode`",
-                ),
-            )?;
-        }
-    }
-    if explanation.exempt {
-        line("exempt", "this port accepts plaintext whatever policy says")?;
-    }
-    if let Some(reason) = explanation.drop_reason {
-        line("counted as", reason.as_str())?;
-    }
+}
+
+fn print_json(
+    arguments: &Arguments,
+    explanation: &Explanation,
+    others: &[(Question, Decision)],
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
+    let others: Vec<_> = others
+        .iter()
+        .map(|(question, decision)| {
+            json!({
+                "destination": question.destination,
+                "port": question.port,
+                "outcome": decision.outcome,
+                "code": decision.code,
+            })
+        })
+        .collect();
+    let value = json!({
+        "apiVersion": API_VERSION,
+        "kind": "Explanation",
+        "asked": {"source": arguments.source, "destination": arguments.destination},
+        "explanation": explanation,
+        "others": others,
+    });
+    writeln!(out, "{value:#}")?;
     Ok(())
 }
 
-/// Where the values begin, in columns.
-const INDENT: usize = 12;
-
-fn captured(explanation: &Explanation) -> &'static str {
-    let here = explanation
-        .source_workload
-        .as_ref()
-        .is_some_and(|source| source.is_local);
-    match (explanation.captured, here) {
-        (true, _) => "yes",
-        (false, true) => "no",
-        (false, false) => "no: the source is not on this host",
-    }
-}
-
-fn client(explanation: &Explanation) -> &'static str {
-    match explanation.client {
-        None => "not asked: within one host",
-        Some(Intent::Auto) => "AUTO: mutual TLS where the server takes it",
-        Some(Intent::Disable) => "DISABLE: plaintext",
-        Some(Intent::IstioMutual) => "ISTIO_MUTUAL",
-        Some(Intent::NotInMesh) => "not in the mesh: sends plaintext",
-        Some(Intent::Unset) => "UNSET: plaintext",
-    }
-}
-
-fn outcome_text(explanation: &Explanation) -> &'static str {
-    match explanation.outcome {
-        Outcome::Mtls => "mutual TLS in a tunnel",
-        Outcome::Plaintext => "plaintext",
-        Outcome::RefusedByClient => "refused by the client's host",
-        Outcome::RefusedByServer => "refused by the server's host",
-    }
-}
-
-fn identity(workload: Option<&WorkloadView>) -> String {
-    let Some(workload) = workload else {
-        return "not in the registry".into();
+fn explain_topic(name: &str, format: Format, out: &mut dyn Write) -> anyhow::Result<Exit> {
+    let Some(topic) = Topic::find(name) else {
+        let message = format!("`{name}` is no code and no reason, and a flow has two ends");
+        let help =
+            "identun explain SOURCE DESTINATION[:PORT]; `identun analyze -L` lists the codes";
+        return Err(usage(message, help).into());
     };
-    let identity = workload
-        .identity
-        .as_ref()
-        .map_or_else(|| "no identity".into(), ToString::to_string);
-    let place = if workload.is_local {
-        ", on this host"
-    } else {
-        ""
-    };
-    format!("{identity}{place}")
-}
-
-fn rule(rule: Option<&RuleRef>, none: &str) -> String {
-    rule.map_or_else(|| none.into(), ToString::to_string)
-}
-
-/// The value's name in JSON: the words of the policy files.
-fn word(value: &impl serde::Serialize) -> String {
-    serde_json::to_value(value)
-        .ok()
-        .and_then(|value| value.as_str().map(ToOwned::to_owned))
-        .unwrap_or_default()
-}
-
-fn protocol_name(number: u8) -> &'static str {
-    match number {
-        protocol::TCP => "tcp",
-        protocol::UDP => "udp",
-        protocol::SCTP => "sctp",
-        protocol::ICMP => "icmp",
-        _ => "icmpv6",
-    }
-}
-
-/// `10.0.0.2`, `10.0.0.2:80`, `fd00::2`, `[fd00::2]:80`.
-fn destination(text: &str) -> Result<Destination, String> {
-    if let Ok(address) = text.trim_start_matches('[').trim_end_matches(']').parse() {
-        return Ok(Destination {
-            address,
-            port: None,
-        });
-    }
-    match text.parse::<SocketAddr>() {
-        Ok(socket) if socket.port() != 0 => Ok(Destination {
-            address: socket.ip(),
-            port: Some(socket.port()),
-        }),
-        _ => Err("expected an address, or one with its port: 10.0.0.2:80 or [fd00::2]:80".into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn destinations_are_addresses_with_or_without_port() {
-        let parsed = |text: &str| {
-            destination(text)
-                .map(|d| (d.address.to_string(), d.port))
-                .ok()
-        };
-        assert_eq!(parsed("10.0.0.2"), Some(("10.0.0.2".into(), None)));
-        assert_eq!(parsed("10.0.0.2:80"), Some(("10.0.0.2".into(), Some(80))));
-        assert_eq!(parsed("fd00::2"), Some(("fd00::2".into(), None)));
-        assert_eq!(parsed("[fd00::2]"), Some(("fd00::2".into(), None)));
-        assert_eq!(parsed("[fd00::2]:53"), Some(("fd00::2".into(), Some(53))));
-        for bad in [
-            "",
-            "web",
-            "10.0.0.2:",
-            "10.0.0.2:0",
-            "10.0.0.2:70000",
-            "10.0.0.0/8",
-        ] {
-            assert_eq!(parsed(bad), None, "{bad}");
+    let (head, summary, severity) = match topic {
+        Topic::Code(code) => {
+            let head = format!("{}[{}]", severity_word(code.severity), code.id);
+            (head, Some(code.meaning), Some(code.severity))
         }
+        Topic::Reason(Some(reason), _) => {
+            let head = format!("{reason} ({})", print::outcome_text(reason.outcome()));
+            (head, Some(reason.text()), None)
+        }
+        Topic::Reason(None, _) => (
+            format!("{} (packets are dropped)", topic.name()),
+            None,
+            None,
+        ),
+    };
+    match format {
+        Format::Table => {
+            match summary {
+                Some(summary) => writeln!(out, "{}", wrap(&format!("{head}: {summary}"), 0))?,
+                None => writeln!(out, "{head}")?,
+            }
+            writeln!(out, "\n{}", topic.page())?;
+        }
+        Format::Json => {
+            let value = json!({
+                "apiVersion": API_VERSION,
+                "kind": "HelpPage",
+                "name": topic.name(),
+                "severity": severity,
+                "summary": summary,
+                "page": topic.page(),
+            });
+            writeln!(out, "{value:#}")?;
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+const fn severity_word(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Error => "error",
+        Severity::Warning => "warning",
+        Severity::Info => "info",
     }
 }
