@@ -16,3 +16,4 @@ pub mod settings;
 pub mod start;
 pub mod status;
 pub mod upkeep;
+pub mod watch;

@@ -13,5 +13,5 @@ pub use files::{
     write_private,
 };
 pub use lock::{InstanceLock, LockError};
-pub use policies::policy_files;
+pub use policies::{is_policy_name, policy_files};
 pub use secrets::TunnelSecrets;

@@ -27,6 +27,8 @@ mod life;
 mod mesh;
 #[path = "netns/refusals.rs"]
 mod refusals;
+#[path = "netns/reload.rs"]
+mod reload;
 #[path = "netns/repair.rs"]
 mod repair;
 #[path = "netns/rig.rs"]

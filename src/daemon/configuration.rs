@@ -12,6 +12,7 @@ use crate::{
     daemon::{
         render::{has_errors, render, summary},
         settings::Settings,
+        watch::Contents,
     },
     host,
     identity::{Identities, Identity, TrustBundles, describe::describe},
@@ -41,6 +42,8 @@ pub struct Configuration {
     pub diagnostics: Vec<Diagnostic>,
     /// Settings whose values in the file wait for a restart.
     pub kept: Vec<&'static str>,
+    /// What was on disk before this was read, where whoever read it wants to know of later changes.
+    pub contents: Contents,
 }
 
 /// A set of files with at least one error.
@@ -111,6 +114,7 @@ impl Configuration {
             files,
             diagnostics,
             kept,
+            contents: Contents::default(),
         })
     }
 

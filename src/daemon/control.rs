@@ -19,6 +19,7 @@ use crate::{
         status::{
             API_VERSION, FlowStatus, Health, HealthLevel, IdentityStatus, ShardStatus, Status,
         },
+        watch::{Contents, Wanted},
     },
     host::{self, HostSettings, SteeringCounters},
     identity::Identity,
@@ -57,8 +58,10 @@ pub struct Control {
     pub config_error: Mutex<Option<String>>,
     /// What is missing of rules and routes and could not be installed again.
     pub damage: Mutex<Vec<String>>,
-    /// One change of the host at a time.
-    pub reloading: Mutex<()>,
+    /// One change of the host at a time. Holds what the files said when they were read last, in force or not.
+    pub reloading: Mutex<Contents>,
+    /// Says that the files were read, and others may be named from here on.
+    pub reloaded: Notify,
 }
 
 impl Control {
@@ -187,10 +190,36 @@ impl Control {
     /// # Errors
     /// The rendered reasons; what ran before goes on.
     pub fn reload(&self) -> anyhow::Result<u64> {
-        let _one = self
+        let mut tried = self
             .reloading
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
+        // before they are read for use: what changes in between is another change
+        *tried = Contents::read(&self.wanted());
+        self.reload_locked()
+    }
+
+    /// As [`Self::reload`], unless the files say what they said when they were read last: files that are refused are
+    /// refused once. The outcome is logged and kept for `status`.
+    pub fn reload_if_changed(&self) {
+        let mut tried = self
+            .reloading
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let contents = Contents::read(&self.wanted());
+        if *tried != contents {
+            *tried = contents;
+            let _ = self.reload_locked();
+        }
+    }
+
+    /// The files of the configuration on disk.
+    pub fn wanted(&self) -> Wanted {
+        Wanted::new(&self.path, &self.active.load().settings)
+    }
+
+    /// To be called by whoever holds [`Self::reloading`].
+    fn reload_locked(&self) -> anyhow::Result<u64> {
         let result = self.try_reload();
         let error = result.as_ref().err().map(describe);
         let generation = self.active.load().compiled.generation();
@@ -208,6 +237,7 @@ impl Control {
             .config_error
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = error;
+        self.reloaded.notify_one();
         result
     }
 

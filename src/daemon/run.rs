@@ -22,6 +22,7 @@ use crate::{
         serve::{serve_tcp, serve_unix},
         start::Started,
         upkeep,
+        watch::Watch,
     },
     io::Command,
     shard::Event,
@@ -74,6 +75,7 @@ async fn live(control: &Arc<Control>, mut ended: oneshot::Receiver<()>) -> anyho
     upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // the first is over at once, and everything was installed just before
     upkeep.reset();
+    let mut watch = watch(control);
     let reason = loop {
         tokio::select! {
             _ = terminate.recv() => break "SIGTERM",
@@ -83,6 +85,12 @@ async fn live(control: &Arc<Control>, mut ended: oneshot::Receiver<()>) -> anyho
             _ = &mut ended => {
                 let why = control.shard.wait();
                 bail!("the data plane has ended: {why}; rules, routes and TUN stay, so nothing leaves in plaintext");
+            }
+            () = settled(watch.as_mut()) => reload_if_changed(control, watch.as_mut()).await,
+            () = control.reloaded.notified() => {
+                if let Some(watch) = &mut watch {
+                    watch.watch(&control.wanted());
+                }
             }
             _ = upkeep.tick() => upkeep::look(control).await,
             () = tick(watchdog.as_mut()) => answer_watchdog(control).await,
@@ -136,6 +144,36 @@ async fn reload(control: &Arc<Control>) {
     let control = Arc::clone(control);
     let _ = spawn_blocking(move || control.reload()).await;
     notify(&[NotifyState::Ready]);
+}
+
+/// Watches the files of the configuration, where the kernel lets us.
+fn watch(control: &Control) -> Option<Watch> {
+    match Watch::new() {
+        Ok(mut watch) => {
+            watch.watch(&control.wanted());
+            Some(watch)
+        }
+        Err(error) => {
+            tracing::warn!(error = %error, "cannot watch files; after changes, run `identun reload`");
+            None
+        }
+    }
+}
+
+async fn settled(watch: Option<&mut Watch>) {
+    match watch {
+        Some(watch) => watch.settled().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What is there now is watched before it is read, so that no change falls in between.
+async fn reload_if_changed(control: &Arc<Control>, watch: Option<&mut Watch>) {
+    if let Some(watch) = watch {
+        watch.watch(&control.wanted());
+    }
+    let control = Arc::clone(control);
+    let _ = spawn_blocking(move || control.reload_if_changed()).await;
 }
 
 /// systemd's watchdog hears from us while the shard answers, and not otherwise.

@@ -49,6 +49,8 @@ pub struct Settings {
     pub l7: L7,
     /// Policy files and folders.
     pub policies: Vec<PathBuf>,
+    /// Changed files are put in force without being asked to.
+    pub watch: bool,
     /// The workload identities that this host holds.
     pub identities: Vec<IdentityFiles>,
     /// CA certificates by trust domain.
@@ -96,6 +98,7 @@ impl Default for Settings {
             unknown_destination: UnknownDestination::Drop,
             l7: L7::Reject,
             policies: Vec::new(),
+            watch: true,
             identities: Vec::new(),
             trust_bundles: BTreeMap::new(),
             listen: Listen::default(),

@@ -19,6 +19,8 @@ use crate::{
         configuration::{Configuration, Rejected},
         control::{Control, note_in_force},
         events::EventLog,
+        settings::Settings,
+        watch::{Contents, Wanted},
     },
     device::tun::{Tun, TunSettings},
     host::{
@@ -94,7 +96,13 @@ struct Added {
 /// # Errors
 /// [`StartError::Configuration`].
 pub fn load(path: &Path) -> Result<Configuration, StartError> {
-    Configuration::load(path, None, 1, unix_now()).map_err(StartError::Configuration)
+    let contents = Contents::read(&Wanted::new(path, &Settings::default()));
+    let configuration =
+        Configuration::load(path, None, 1, unix_now()).map_err(StartError::Configuration)?;
+    Ok(Configuration {
+        contents,
+        ..configuration
+    })
 }
 
 /// Starts the daemon; see the module.
@@ -129,6 +137,7 @@ pub async fn start(path: &Path, configuration: Configuration) -> Result<Started,
     };
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
     note_in_force(&configuration, &metrics);
+    let contents = configuration.contents.clone();
     let control = Arc::new(Control {
         path: path.into(),
         host,
@@ -140,7 +149,8 @@ pub async fn start(path: &Path, configuration: Configuration) -> Result<Started,
         started,
         config_error: Mutex::default(),
         damage: Mutex::default(),
-        reloading: Mutex::default(),
+        reloading: Mutex::new(contents),
+        reloaded: Notify::new(),
     });
     let metrics = metrics_listener
         .map(tokio::net::TcpListener::from_std)

@@ -1,6 +1,9 @@
 //! Which policy files the settings mean.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+};
 
 use crate::store::files::{FileError, io_error};
 
@@ -29,14 +32,18 @@ fn yaml_files(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
     let mut files = Vec::new();
     for entry in folder.read_dir().map_err(io_error("list", folder))? {
         let path = entry.map_err(io_error("list", folder))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let is_yaml = name.ends_with(".yaml") || name.ends_with(".yml");
-        if is_yaml && !name.starts_with('.') && !path.is_dir() {
+        if is_policy_name(path.file_name().unwrap_or_default()) && !path.is_dir() {
             files.push(path);
         }
     }
     files.sort();
     Ok(files)
+}
+
+/// Tells whether a file of this name in a folder of policies is one of them.
+pub fn is_policy_name(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    (name.ends_with(".yaml") || name.ends_with(".yml")) && !name.starts_with('.')
 }
 
 #[cfg(test)]
