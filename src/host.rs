@@ -8,6 +8,7 @@ mod netlink;
 pub mod nftables;
 pub mod rights;
 pub mod routes;
+pub mod sockets;
 pub mod sysctl;
 
 use std::{

@@ -1,11 +1,14 @@
-//! Reads marked conntrack entries by netlink: what a restarted daemon knows of the flows it carried.
+//! Conntrack entries by netlink: what a restarted daemon knows of the flows it carried, and the plaintext flows that a
+//! change of policy ends.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use netlink_packet_core::DefaultNla;
+use netlink_packet_core::{DefaultNla, Nla};
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
-    conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Tuple},
+    conntrack::{
+        ConntrackAttribute, ConntrackMessage, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple, Tuple,
+    },
 };
 
 use crate::{
@@ -17,6 +20,11 @@ use crate::{
 pub const MAX_FLOWS: usize = 65_536;
 /// Attribute that makes the kernel compare marks only in these bits (linux/netfilter/nfnetlink_conntrack.h).
 const CTA_MARK_MASK: u16 = 21;
+/// Attributes that tell entries with the same tuple apart: which one, and in which zone.
+const CTA_ID: u16 = 12;
+const CTA_ZONE: u16 = 18;
+/// Conntrack's states of a TCP connection that is over (linux/netfilter/nf_conntrack_tcp.h: TIME_WAIT, CLOSE).
+const OVER: [u8; 2] = [7, 8];
 
 /// What conntrack knows of flows in tunnels.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -51,21 +59,103 @@ pub fn tunnel_flows(settings: &HostSettings) -> Result<TunnelFlows, HostError> {
         }
         flows.len() < MAX_FLOWS
     };
-    let operation = "read the conntrack entries";
-    netlink::dump(libc::NETLINK_NETFILTER, request, take).map_err(|source| {
-        if source.raw_os_error() == Some(libc::EPERM) {
-            HostError::Permission { operation }
-        } else {
-            HostError::Netlink { operation, source }
-        }
-    })?;
+    netlink::dump(libc::NETLINK_NETFILTER, request, take).map_err(failed(READ))?;
     Ok(TunnelFlows {
         complete: flows.len() < MAX_FLOWS,
         flows: flows.into_iter().collect(),
     })
 }
 
-/// Mark and original tuple of one entry.
+/// A flow that no tunnel carries.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PlainFlow {
+    /// Its original direction. Ports are 0 for protocols without ports.
+    pub tuple: FiveTuple,
+    /// What names its entry.
+    name: Vec<ConntrackAttribute>,
+}
+
+/// The flows without the tunnel's mark that are not over and that `is_wanted` asks for, at most [`MAX_FLOWS`]. Needs
+/// CAP_NET_ADMIN.
+pub fn plain_flows(
+    settings: &HostSettings,
+    is_wanted: impl Fn(&FiveTuple) -> bool,
+) -> Result<Vec<PlainFlow>, HostError> {
+    let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
+    let request = NetfilterMessage::new(header, ConntrackMessage::Get(Vec::new()));
+    let mut flows = Vec::new();
+    let take = |message: NetfilterMessage| {
+        if let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = message.inner
+            && let Some((mark, tuple)) = entry(&attributes)
+            && mark & settings.mark_mask != settings.tunnel_mark
+            && !is_over(&attributes)
+            && is_wanted(&tuple)
+        {
+            let name = attributes.into_iter().filter(names).collect();
+            flows.push(PlainFlow { tuple, name });
+        }
+        flows.len() < MAX_FLOWS
+    };
+    netlink::dump(libc::NETLINK_NETFILTER, request, take).map_err(failed(READ))?;
+    Ok(flows)
+}
+
+/// Deletes the entries of `flows`: whatever comes next of them is a flow of its own. One that is gone is no error.
+/// Needs CAP_NET_ADMIN.
+pub fn delete(flows: &[PlainFlow]) -> Result<(), HostError> {
+    let operation = "delete conntrack entries";
+    let mut requests =
+        netlink::Requests::new(libc::NETLINK_NETFILTER).map_err(failed(operation))?;
+    for flow in flows {
+        let family = if flow.tuple.source.is_ipv4() {
+            NetfilterProtoFamily::IPv4
+        } else {
+            NetfilterProtoFamily::IPv6
+        };
+        let message = ConntrackMessage::Delete(flow.name.clone());
+        let header = NetfilterHeader::new(family, 0, 0);
+        match requests.act(NetfilterMessage::new(header, message)) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            result => result.map_err(failed(operation))?,
+        }
+    }
+    Ok(())
+}
+
+const READ: &str = "read the conntrack entries";
+
+fn failed(operation: &'static str) -> impl FnOnce(std::io::Error) -> HostError {
+    move |source| match source.raw_os_error() {
+        Some(libc::EPERM) => HostError::Permission { operation },
+        _ => HostError::Netlink { operation, source },
+    }
+}
+
+/// What the kernel needs to find an entry again and no other that has taken its place.
+fn names(attribute: &ConntrackAttribute) -> bool {
+    if let ConntrackAttribute::Other(other) = attribute {
+        matches!(other.kind(), CTA_ID | CTA_ZONE)
+    } else {
+        matches!(attribute, ConntrackAttribute::CtaTupleOrig(_))
+    }
+}
+
+fn is_over(attributes: &[ConntrackAttribute]) -> bool {
+    for attribute in attributes {
+        if let ConntrackAttribute::CtaProtoInfo(parts) = attribute {
+            for part in parts {
+                if let ProtoInfo::TCP(parts) = part {
+                    return parts.iter().any(
+                        |part| matches!(part, ProtoInfoTCP::State(state) if OVER.contains(state)),
+                    );
+                }
+            }
+        }
+    }
+    false
+}
+
+/// Mark and original tuple of one entry. The kernel leaves a mark of 0 out.
 fn entry(attributes: &[ConntrackAttribute]) -> Option<(u32, FiveTuple)> {
     let mark = attributes.iter().find_map(|attribute| {
         if let ConntrackAttribute::CtaMark(mark) = attribute {
@@ -73,7 +163,7 @@ fn entry(attributes: &[ConntrackAttribute]) -> Option<(u32, FiveTuple)> {
         } else {
             None
         }
-    })?;
+    });
     let tuple = attributes.iter().find_map(|attribute| {
         if let ConntrackAttribute::CtaTupleOrig(tuple) = attribute {
             Some(tuple)
@@ -81,7 +171,7 @@ fn entry(attributes: &[ConntrackAttribute]) -> Option<(u32, FiveTuple)> {
             None
         }
     })?;
-    Some((mark, five_tuple(tuple)?))
+    Some((mark.unwrap_or(0), five_tuple(tuple)?))
 }
 
 fn five_tuple(tuple: &[Tuple]) -> Option<FiveTuple> {

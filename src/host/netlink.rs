@@ -1,9 +1,9 @@
-//! One netlink dump over a blocking socket: for readers that need neither rights nor a runtime.
+//! Netlink over a blocking socket, without a runtime: dumps, and requests that the kernel acknowledges.
 
 use std::{io, io::Read, time::Duration};
 
 use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
     NetlinkPayload, NetlinkSerializable,
 };
 use socket2::{Domain, Protocol, Socket, Type};
@@ -23,24 +23,11 @@ pub(in crate::host) fn dump<T>(
 where
     T: NetlinkSerializable + NetlinkDeserializable,
 {
-    let domain = Domain::from(libc::AF_NETLINK);
-    let mut socket = Socket::new(domain, Type::RAW, Some(Protocol::from(protocol)))?;
-    socket.set_read_timeout(Some(PATIENCE))?;
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(request));
-    message.finalize();
-    let mut buffer = vec![0; message.buffer_len()];
-    message.serialize(&mut buffer);
-    // an unconnected netlink socket sends to the kernel
-    socket.send(&buffer)?;
-    buffer.resize(DATAGRAM, 0);
+    let mut socket = open(protocol)?;
+    send(&socket, request, NLM_F_REQUEST | NLM_F_DUMP, 0)?;
+    let mut buffer = vec![0; DATAGRAM];
     loop {
-        let length = match socket.read(&mut buffer) {
-            // with a time limit set, a signal ends the call
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            length => length?,
-        };
+        let length = read(&mut socket, &mut buffer)?;
         let mut rest = buffer.get(..length).unwrap_or_default();
         while let Some((message, after)) = split(rest) {
             rest = after;
@@ -57,6 +44,87 @@ where
                 }
                 Ok(_) | Err(_) => {}
             }
+        }
+    }
+}
+
+/// A socket for requests that the kernel acknowledges one by one.
+pub(in crate::host) struct Requests {
+    socket: Socket,
+    buffer: Vec<u8>,
+    sequence: u32,
+}
+
+impl Requests {
+    pub(in crate::host) fn new(protocol: i32) -> io::Result<Self> {
+        Ok(Self {
+            socket: open(protocol)?,
+            buffer: vec![0; DATAGRAM],
+            sequence: 0,
+        })
+    }
+
+    /// Asks for one change and waits for the kernel's yes or no.
+    pub(in crate::host) fn act<T>(&mut self, request: T) -> io::Result<()>
+    where
+        T: NetlinkSerializable + NetlinkDeserializable,
+    {
+        self.sequence = self.sequence.wrapping_add(1);
+        send(
+            &self.socket,
+            request,
+            NLM_F_REQUEST | NLM_F_ACK,
+            self.sequence,
+        )?;
+        loop {
+            let length = read(&mut self.socket, &mut self.buffer)?;
+            let mut rest = self.buffer.get(..length).unwrap_or_default();
+            while let Some((message, after)) = split(rest) {
+                rest = after;
+                if let Ok(message) = NetlinkMessage::<T>::deserialize(message)
+                    && message.header.sequence_number == self.sequence
+                    && let NetlinkPayload::Error(answer) = message.payload
+                {
+                    return match answer.code {
+                        None => Ok(()),
+                        Some(_) => Err(answer.to_io()),
+                    };
+                }
+            }
+        }
+    }
+}
+
+fn open(protocol: i32) -> io::Result<Socket> {
+    let domain = Domain::from(libc::AF_NETLINK);
+    let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(protocol)))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
+}
+
+fn send<T: NetlinkSerializable>(
+    socket: &Socket,
+    request: T,
+    flags: u16,
+    sequence: u32,
+) -> io::Result<()> {
+    let mut header = NetlinkHeader::default();
+    header.flags = flags;
+    header.sequence_number = sequence;
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(request));
+    message.finalize();
+    let mut buffer = vec![0; message.buffer_len()];
+    message.serialize(&mut buffer);
+    // an unconnected netlink socket sends to the kernel
+    socket.send(&buffer).map(drop)
+}
+
+fn read(socket: &mut Socket, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match socket.read(buffer) {
+            // with a time limit set, a signal ends the call
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            length => return length,
         }
     }
 }
