@@ -15,5 +15,6 @@ pub mod serve;
 pub mod settings;
 pub mod start;
 pub mod status;
+pub mod tighten;
 pub mod upkeep;
 pub mod watch;

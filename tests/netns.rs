@@ -33,6 +33,8 @@ mod reload;
 mod repair;
 #[path = "netns/rig.rs"]
 mod rig;
+#[path = "netns/tighten.rs"]
+mod tighten;
 #[path = "netns/traffic.rs"]
 mod traffic;
 #[path = "netns/transfers.rs"]

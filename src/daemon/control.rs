@@ -19,6 +19,7 @@ use crate::{
         status::{
             API_VERSION, FlowStatus, Health, HealthLevel, IdentityStatus, ShardStatus, Status,
         },
+        tighten,
         watch::{Contents, Wanted},
     },
     host::{self, HostSettings, SteeringCounters},
@@ -251,21 +252,28 @@ impl Control {
                 "these settings change at the next start of the daemon"
             );
         }
-        host::update_rules(&self.host, old.compiled.steering(), new.compiled.steering())
-            .context("cannot change the kernel's rules")?;
+        let (before, after) = (old.compiled.steering(), new.compiled.steering());
+        if let Err(error) = host::update_rules(&self.host, before, after) {
+            // where somebody had changed the table, a part of it may stand
+            if let Err(error) = host::install_rules(&self.host, before) {
+                tracing::error!(error = %chained(error), "cannot put the kernel's old rules back");
+            }
+            return Err(error).context("cannot change the kernel's rules");
+        }
         let command = Command::Config {
             identities: Arc::clone(&new.identities),
             policy: Arc::clone(&new.compiled),
         };
         if let Err(error) = self.shard.send(command) {
-            let undone =
-                host::update_rules(&self.host, new.compiled.steering(), old.compiled.steering());
+            let undone = host::update_rules(&self.host, after, before);
             bail!(
                 "the data plane has ended ({error}); rules put back: {}",
                 undone.is_ok()
             );
         }
+        let policy = Arc::clone(&new.compiled);
         self.put_in_force(new);
+        tighten::cut(&self.host, &old.compiled, &policy);
         Ok(generation)
     }
 

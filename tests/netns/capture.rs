@@ -30,6 +30,8 @@ pub(crate) struct Seen {
     pub(crate) tunnel: u64,
     /// Packets of the positive control.
     pub(crate) control: u64,
+    /// TCP resets that carry nothing, outside the tunnel and the control.
+    pub(crate) resets: u64,
     /// Every other packet that is not of neighbour discovery.
     pub(crate) plaintext: u64,
     /// The first of them.
@@ -44,6 +46,13 @@ impl Seen {
     /// The one claim of a leak test: the capture worked, saw the control and the tunnel, and nothing else.
     #[track_caller]
     pub(crate) fn assert_no_plaintext(&self) {
+        self.assert_no_plaintext_but_resets();
+        assert_eq!(self.resets, 0, "resets outside the tunnel");
+    }
+
+    /// The same where plaintext connections end: their resets may be seen.
+    #[track_caller]
+    pub(crate) fn assert_no_plaintext_but_resets(&self) {
         assert_eq!(self.lost, 0, "the capture lost frames");
         assert!(
             self.control > 0,
@@ -106,6 +115,7 @@ enum Kind {
     Neighbour,
     Tunnel,
     Control,
+    Reset,
     Plaintext(String),
 }
 
@@ -118,6 +128,7 @@ impl Seen {
                 self.marker_in_tunnel |= frame.windows(MARKER.len()).any(|window| window == MARKER);
             }
             Kind::Control => self.control += 1,
+            Kind::Reset => self.resets += 1,
             Kind::Plaintext(text) => {
                 self.plaintext += 1;
                 if self.examples.len() < KEPT {
@@ -135,9 +146,13 @@ fn classify(frame: &[u8]) -> Kind {
         0x0800 => {
             let len = usize::from(packet[0] & 15) * 4;
             let fragment = u16::from_be_bytes([packet[6], packet[7]]) & 0x3fff != 0;
-            transport(packet[9], &packet[len..], fragment, packet)
+            let total = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
+            transport(packet[9], &packet[len..total], fragment, packet)
         }
-        0x86dd => transport(packet[6], &packet[40..], false, packet),
+        0x86dd => {
+            let total = 40 + usize::from(u16::from_be_bytes([packet[4], packet[5]]));
+            transport(packet[6], &packet[40..total], false, packet)
+        }
         other => Kind::Plaintext(format!("ethertype {other:#x}")),
     }
 }
@@ -160,8 +175,13 @@ fn transport(protocol: u8, bytes: &[u8], fragment: bool, packet: &[u8]) -> Kind 
         17 if fragment => text(),
         17 if port(0) == TUNNEL_PORT || port(2) == TUNNEL_PORT => Kind::Tunnel,
         6 | 17 if port(0) == CONTROL_PORT || port(2) == CONTROL_PORT => Kind::Control,
+        6 if !fragment && is_bare_reset(bytes) => Kind::Reset,
         _ => text(),
     }
+}
+
+fn is_bare_reset(segment: &[u8]) -> bool {
+    segment[13] & 4 != 0 && usize::from(segment[12] >> 4) * 4 == segment.len()
 }
 
 fn quotes_tunnel(quoted: &[u8], protocol_at: usize, header: usize) -> bool {
