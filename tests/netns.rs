@@ -13,6 +13,8 @@ mod bad_luck;
 mod capture;
 #[path = "netns/datagrams.rs"]
 mod datagrams;
+#[path = "netns/denied.rs"]
+mod denied;
 #[path = "netns/foreign.rs"]
 mod foreign;
 #[path = "hostile/peer.rs"]
@@ -25,6 +27,8 @@ mod leaks;
 mod life;
 #[path = "netns/mesh.rs"]
 mod mesh;
+#[path = "netns/outcomes.rs"]
+mod outcomes;
 #[path = "netns/refusals.rs"]
 mod refusals;
 #[path = "netns/reload.rs"]
