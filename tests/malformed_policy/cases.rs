@@ -65,6 +65,7 @@ fn metadata(fields: &str) -> String {
 
 fn text_cases() -> Vec<Case> {
     let foreign = |text: &str| format!("apiVersion: v1\nkind: ConfigMap\n{text}\n");
+    let keys = |count: usize| -> String { (0..count).map(|n| format!("k{n}: x\n")).collect() };
     vec![
         (
             "IDT0101",
@@ -86,6 +87,21 @@ fn text_cases() -> Vec<Case> {
             "IDT0102",
             "`data` stands twice",
             foreign("data: x\n«data|more»: x"),
+        ),
+        (
+            "IDT0102",
+            "`k3` stands twice",
+            foreign(&format!("{}«k3|more»: x", keys(40))),
+        ),
+        (
+            "IDT0102",
+            "`k39` stands twice",
+            foreign(&format!("{}«k39|more»: x", keys(40))),
+        ),
+        (
+            "IDT0102",
+            "`k13` stands twice",
+            foreign(&format!("{}«k13|more»: x", keys(14))),
         ),
         (
             "IDT0102",

@@ -275,10 +275,13 @@ pub(super) fn check_api_version(
     node: &Node<'_>,
     report: &mut Report<'_>,
 ) -> bool {
-    let known = kind.api_versions();
-    if known.iter().any(|known| known == version) {
+    if let Some((group, version)) = version.split_once('/')
+        && group == kind.group
+        && kind.versions.contains(&version)
+    {
         return true;
     }
+    let known = kind.api_versions();
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
     let message = format!(
         "a {} does not have the apiVersion {}",

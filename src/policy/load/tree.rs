@@ -15,6 +15,8 @@ pub(super) const MAX_BYTES: usize = 1 << 20;
 pub(super) const MAX_DEPTH: usize = 64;
 /// How many keys and values a file may hold; with [`MAX_BYTES`] it bounds the memory of a tree.
 pub(super) const MAX_NODES: usize = 200_000;
+/// How many entries of a map are looked through one by one.
+const SMALL_MAP: usize = 16;
 
 /// Where something stands in its file: line and column from 1, length in characters on that line.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -102,6 +104,13 @@ fn is_readable(text: &str, report: &mut Report<'_>) -> bool {
             Diagnostic::new(&codes::TOO_LARGE, message).with_help(help),
         );
         return false;
+    }
+    // Nearly every file, and checked without looking at characters.
+    if text
+        .bytes()
+        .all(|byte| matches!(byte, b'\t' | b'\n' | b'\r' | b' '..=b'~'))
+    {
+        return true;
     }
     for (line, number) in without_bom(text).split('\n').zip(1..) {
         let allowed = |c: char| !c.is_control() || matches!(c, '\t' | '\r');
@@ -212,7 +221,7 @@ impl<'s> Builder<'s, '_, '_> {
 
     fn map(&mut self, mut mark: Mark, depth: usize) -> Result<Node<'s>, Stop> {
         let mut entries: Vec<Entry<'s>> = Vec::new();
-        let mut seen: BTreeMap<Cow<'s, str>, u32> = BTreeMap::new();
+        let mut seen = Seen::default();
         while let Some((event, span)) = self.next()? {
             if event == Event::MappingEnd {
                 break;
@@ -230,19 +239,19 @@ impl<'s> Builder<'s, '_, '_> {
             if is_empty {
                 node.mark = key_mark;
             }
-            if let Some(line) = seen.get(&key) {
+            if let Some(line) = seen.line_of(&key, &entries) {
                 let message = format!("the key {} stands twice in one map", Quoted(&key));
                 let found = Diagnostic::new(&codes::DUPLICATE_KEY, message);
                 self.report
                     .add(key_mark, found.with_label(format!("first on line {line}")));
                 continue;
             }
-            seen.insert(key.clone(), key_mark.line);
             entries.push(Entry {
                 key,
                 key_mark,
                 node,
             });
+            seen.note(&entries);
         }
         Ok(Node {
             mark,
@@ -321,6 +330,33 @@ impl<'s> Builder<'s, '_, '_> {
             line: small(line.max(1)),
             column: small(column_from_0).saturating_add(1),
             length: small(length),
+        }
+    }
+}
+
+/// The keys of a map while it is read. Most maps are so small that looking through their entries is quicker than an index.
+#[derive(Default)]
+struct Seen<'s> {
+    /// Filled once a map has [`SMALL_MAP`] entries.
+    index: BTreeMap<Cow<'s, str>, u32>,
+}
+
+impl<'s> Seen<'s> {
+    /// The line of a key among `entries`.
+    fn line_of(&self, key: &str, entries: &[Entry<'s>]) -> Option<u32> {
+        if self.index.is_empty() {
+            let same = entries.iter().find(|entry| entry.key == key);
+            return same.map(|entry| entry.key_mark.line);
+        }
+        self.index.get(key).copied()
+    }
+
+    /// Notes the keys of `entries` that are new, if there are enough to be worth it.
+    fn note(&mut self, entries: &[Entry<'s>]) {
+        if entries.len() > SMALL_MAP {
+            let new = entries.iter().skip(self.index.len());
+            let lines = new.map(|entry| (entry.key.clone(), entry.key_mark.line));
+            self.index.extend(lines);
         }
     }
 }
