@@ -369,6 +369,28 @@ fn section_5_4_what_lets_plaintext_in() {
                 "{from: [{source: {namespaces: [a]}}], when: [{key: source.principal, notValues: [a/b]}]}",
             ),
         ),
+        row(
+            "`when` beside a source that speaks of no identity",
+            "warning IDT0467",
+            allow(
+                "{from: [{source: {ipBlocks: [10.0.0.1]}}], when: [{key: ¦source.namespace, notValues: [a]}]}",
+            ),
+        ),
+        row(
+            "`when` once, for the sources that do not say it themselves",
+            "warning IDT0467, warning IDT0467",
+            allow(
+                "{from: [{source: {ipBlocks: [10.0.0.1]}}, {source: {ipBlocks: [10.0.0.2]}}, {source: {¦notNamespaces: [a]}}], \
+                 when: [{key: ¦source.namespace, notValues: [a]}]}",
+            ),
+        ),
+        row(
+            "`when` beside a source that says it itself",
+            "warning IDT0467",
+            allow(
+                "{from: [{source: {¦notNamespaces: [a]}}], when: [{key: source.namespace, notValues: [b]}]}",
+            ),
+        ),
         valid(
             "DENY notPrincipals [*] refuses plaintext",
             source("notPrincipals: [\"*\"]"),
