@@ -228,3 +228,16 @@ fn section_0_5_defaults() {
     assert_eq!(policy.action, Action::Allow);
     assert_eq!(policy.resource.to_string(), "AuthorizationPolicy default/x");
 }
+
+#[test]
+fn every_example_loads_without_a_remark() {
+    for text in [
+        include_str!("../../config/example/example-mesh.yaml"),
+        include_str!("../../config/policies/authorization.yaml"),
+        include_str!("../../config/policies/per-port.yaml"),
+        include_str!("../../config/policies/permissive.yaml"),
+        include_str!("../../config/policies/strict.yaml"),
+    ] {
+        check(vec![valid("an example", text)]);
+    }
+}
