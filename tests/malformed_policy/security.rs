@@ -706,12 +706,12 @@ pub(crate) fn remarks() -> Vec<Case> {
         ),
         (
             "IDT0467",
-            "`notNamespaces` is also true of a peer without identity",
+            "`notNamespaces` is true of plaintext too",
             source("«notNamespaces|»: [a]"),
         ),
         (
             "IDT0467",
-            "`source.principal` is also true",
+            "`source.principal` is true of plaintext",
             when("key: «source.principal|», notValues: [a/b]"),
         ),
         (

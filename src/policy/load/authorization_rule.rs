@@ -458,7 +458,7 @@ const fn is_about_identity(test: &Test) -> bool {
 
 fn lets_plaintext_in(written: &Written<'_>) -> Diagnostic {
     let message = format!(
-        "{} is also true of a peer without identity, so the rule lets plaintext in",
+        "{} is true of plaintext too, so the rule lets it in",
         Quoted(written.name)
     );
     let is_alone = matches!(written.clause.test, Test::SourceServiceAccount(_));
@@ -468,6 +468,6 @@ fn lets_plaintext_in(written: &Written<'_>) -> Diagnostic {
         "to demand an identity add `principals: [\"*\"]`"
     };
     Diagnostic::new(&codes::LETS_PLAINTEXT_IN, message)
-        .with_label("true of plaintext")
+        .with_label("plaintext has no identity")
         .with_help(help)
 }

@@ -54,7 +54,7 @@ pub(super) fn read(
 
 fn in_root(root: &str) -> Diagnostic {
     let message = format!(
-        "a PeerAuthentication with a selector is ignored in the root namespace {}",
+        "a policy with a selector is ignored in the root namespace {}",
         Quoted(root)
     );
     Diagnostic::new(&codes::ROOT_SELECTOR, message)
@@ -161,11 +161,13 @@ pub(super) fn outranked(policies: &[PeerAuthentication]) -> Vec<Diagnostic> {
 
 fn younger(policy: &PeerAuthentication, first: &PeerAuthentication) -> Diagnostic {
     let message = format!(
-        "{} never counts: {} comes first and has no selector either",
+        "{} never counts: {} comes first",
         Quoted(&policy.resource.to_string()),
         Quoted(&first.resource.name)
     );
     Diagnostic::new(&codes::SECOND_PEER_AUTHENTICATION, message)
         .with_label(format!("the first is at {}", first.place))
-        .with_help("remove one: the oldest counts, and without creationTimestamp the first by name")
+        .with_help(
+            "without a selector only the oldest of a namespace counts, then the first by name",
+        )
 }

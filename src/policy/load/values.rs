@@ -153,7 +153,7 @@ fn string_match(text: &str, mark: Mark, report: &mut Report<'_>) -> Option<Strin
     };
     if let Some(rest) = text.strip_prefix(SCHEME) {
         let message = format!("{} never matches: the scheme is left out", Quoted(text));
-        let label = if rest.len() < 40 {
+        let label = if rest.len() < 24 {
             format!("expected `{rest}`")
         } else {
             "remove `spiffe://`".to_owned()
