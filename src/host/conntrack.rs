@@ -6,9 +6,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use netlink_packet_core::{DefaultNla, Nla};
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
-    conntrack::{
-        ConntrackAttribute, ConntrackMessage, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple, Tuple,
-    },
+    conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Tuple},
 };
 
 use crate::{
@@ -23,8 +21,6 @@ const CTA_MARK_MASK: u16 = 21;
 /// Attributes that tell entries with the same tuple apart: which one, and in which zone.
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
-/// Conntrack's states of a TCP connection that is over (linux/netfilter/nf_conntrack_tcp.h: TIME_WAIT, CLOSE).
-const OVER: [u8; 2] = [7, 8];
 
 /// What conntrack knows of flows in tunnels.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -75,8 +71,8 @@ pub struct PlainFlow {
     name: Vec<ConntrackAttribute>,
 }
 
-/// The flows without the tunnel's mark that are not over and that `is_wanted` asks for, at most [`MAX_FLOWS`]. Needs
-/// CAP_NET_ADMIN.
+/// The flows without the tunnel's mark that `is_wanted` asks for, at most [`MAX_FLOWS`]. Also those that conntrack takes
+/// for closed: a reset that it saw may have been refused after that. Needs CAP_NET_ADMIN.
 pub fn plain_flows(
     settings: &HostSettings,
     is_wanted: impl Fn(&FiveTuple) -> bool,
@@ -88,7 +84,6 @@ pub fn plain_flows(
         if let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = message.inner
             && let Some((mark, tuple)) = entry(&attributes)
             && mark & settings.mark_mask != settings.tunnel_mark
-            && !is_over(&attributes)
             && is_wanted(&tuple)
         {
             let name = attributes.into_iter().filter(names).collect();
@@ -138,21 +133,6 @@ fn names(attribute: &ConntrackAttribute) -> bool {
     } else {
         matches!(attribute, ConntrackAttribute::CtaTupleOrig(_))
     }
-}
-
-fn is_over(attributes: &[ConntrackAttribute]) -> bool {
-    for attribute in attributes {
-        if let ConntrackAttribute::CtaProtoInfo(parts) = attribute {
-            for part in parts {
-                if let ProtoInfo::TCP(parts) = part {
-                    return parts.iter().any(
-                        |part| matches!(part, ProtoInfoTCP::State(state) if OVER.contains(state)),
-                    );
-                }
-            }
-        }
-    }
-    false
 }
 
 /// Mark and original tuple of one entry. The kernel leaves a mark of 0 out.
