@@ -41,6 +41,8 @@ const MAX_EVENTS: usize = 4096;
 
 /// What the control plane tells a running shard.
 pub enum Command {
+    /// Plaintext TCP connections that policy no longer allows, local end first.
+    Cut(Vec<FiveTuple>),
     /// Identities and policy to use from here on.
     Config {
         /// The identities of this host's workloads.

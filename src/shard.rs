@@ -6,6 +6,7 @@
 //! INVARIANT: the only way from a session to the device is `Shard::deliver`, behind [`Engine::handle_ingress`].
 
 mod deliver;
+mod plain;
 mod settings;
 mod snapshot;
 
@@ -16,7 +17,7 @@ use std::{
 };
 
 use crate::{
-    engine::{Egress, Engine, EngineEvent},
+    engine::{AnswerKind, Egress, Engine, EngineEvent},
     identity::Identities,
     policy::Compiled,
     registry::{KeyTable, TunnelId},
@@ -30,6 +31,8 @@ use crate::{
         virtio::{SuperPacket, VIRTIO_HEADER_LEN, has_partial_checksum},
     },
 };
+
+use plain::PlainConnections;
 
 pub use settings::ShardSettings;
 pub use snapshot::{FlowSnapshot, PacketCounts, ShardSnapshot};
@@ -53,6 +56,8 @@ pub struct Shard {
     batch: DatagramBatch,
     fragment_ids: BTreeMap<TunnelId, u16>,
     reassemblers: BTreeMap<TunnelId, Reassembler>,
+    /// Connections that began in plaintext and may not go on.
+    plain: PlainConnections,
     /// RSTs and ICMP errors for local senders, virtio-net header included.
     answers: VecDeque<Vec<u8>>,
     events: VecDeque<Event>,
@@ -88,6 +93,7 @@ impl Shard {
             batch: DatagramBatch::default(),
             fragment_ids: BTreeMap::new(),
             reassemblers: BTreeMap::new(),
+            plain: PlainConnections::default(),
             answers: VecDeque::new(),
             events: VecDeque::new(),
             recent: Vec::new(),
@@ -143,6 +149,14 @@ impl Shard {
             }
         }
         self.pump(now);
+    }
+
+    /// Takes TCP connections, local end first, that began in plaintext and that policy forbids meanwhile. Their packets
+    /// are in the middle of what no tunnel has seen the beginning of: they are answered by a reset and not carried.
+    pub fn handle_cut(&mut self, connections: &[FiveTuple]) {
+        connections
+            .iter()
+            .for_each(|tuple| self.plain.insert(*tuple));
     }
 
     /// Does what is due.
@@ -243,6 +257,14 @@ impl Shard {
         let Ok(packet) = Packet::new_checked(super_packet.bytes) else {
             return self.engine.count_drop(DropReason::Malformed);
         };
+        if self.plain.hold(&packet) {
+            let reason = DropReason::BeganInPlaintext;
+            self.engine.count_drop(reason);
+            if let Some(answer) = AnswerKind::of(reason).build(&packet) {
+                self.answer(&answer);
+            }
+            return;
+        }
         match self.engine.handle_egress(&packet, now, &mut self.keys) {
             Egress::Tunnel(tunnel) => self.carry(tunnel, frame, now),
             Egress::Drop {

@@ -273,7 +273,7 @@ impl Control {
         }
         let policy = Arc::clone(&new.compiled);
         self.put_in_force(new);
-        tighten::cut(&self.host, &old.compiled, &policy);
+        tighten::cut(&self.host, &self.shard, &old.compiled, &policy);
         Ok(generation)
     }
 

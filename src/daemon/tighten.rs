@@ -10,6 +10,7 @@ use crate::{
         conntrack::{self, PlainFlow},
         sockets::{self, Destroyed},
     },
+    io::{Command, ShardHandle},
     policy::{Compiled, HostFacts, Steering},
     wire::{FiveTuple, protocol},
 };
@@ -19,7 +20,7 @@ const DHCP: (u16, u16) = (67, 68);
 
 /// Ends the plaintext flows that `new` forbids and `old` did not. To be called when the rules of `new` stand: no such
 /// flow begins any more. What cannot be ended is logged; it is held back all the same.
-pub fn cut(host: &HostSettings, old: &Compiled, new: &Compiled) {
+pub fn cut(host: &HostSettings, shard: &ShardHandle, old: &Compiled, new: &Compiled) {
     let [old, new] = [old, new].map(|policy| Boundary {
         steering: policy.steering(),
         facts: policy.host(),
@@ -27,7 +28,7 @@ pub fn cut(host: &HostSettings, old: &Compiled, new: &Compiled) {
     if old.steering == new.steering {
         return;
     }
-    match end(host, |flow| new.forbids(flow) && !old.forbids(flow)) {
+    match end(host, shard, |flow| new.forbids(flow) && !old.forbids(flow)) {
         Ok((flows, _)) if flows.is_empty() => {}
         Ok((flows, destroyed)) => tell(&flows, &destroyed),
         Err(error) => tracing::error!(
@@ -38,9 +39,11 @@ pub fn cut(host: &HostSettings, old: &Compiled, new: &Compiled) {
 }
 
 /// Sockets first: the reset that tells the other end belongs to the flow's conntrack entry, and passes in plaintext for
-/// that reason alone. Then the entries, so that what comes next of a flow begins anew and meets the new rules.
+/// that reason alone. Connections without a socket here live in another network namespace or machine, whose next packet
+/// the shard answers. Then the entries, so that what comes next of a flow begins anew and meets the new rules.
 fn end(
     host: &HostSettings,
+    shard: &ShardHandle,
     is_forbidden: impl Fn(&FiveTuple) -> bool,
 ) -> Result<(Vec<PlainFlow>, Destroyed), HostError> {
     let flows = conntrack::plain_flows(host, is_forbidden)?;
@@ -54,6 +57,17 @@ fn end(
         true => Destroyed::default(),
         false => sockets::destroy(|tuple| ends.contains(tuple))?,
     };
+    let ended: BTreeSet<_> = destroyed.connections.iter().copied().collect();
+    // either end may be the local one: a captured packet shows which
+    let left: Vec<_> = ends
+        .into_iter()
+        .filter(|tuple| !ended.contains(tuple) && !ended.contains(&tuple.reversed()))
+        .collect();
+    if !left.is_empty()
+        && let Err(error) = shard.send(Command::Cut(left))
+    {
+        tracing::warn!(error = %error, "cannot pass on connections that are to be reset; they time out");
+    }
     conntrack::delete(&flows)?;
     Ok((flows, destroyed))
 }

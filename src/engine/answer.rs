@@ -108,7 +108,8 @@ impl AnswerKind {
     /// What a sender learns of a packet dropped for `reason`.
     pub const fn of(reason: DropReason) -> Self {
         match reason {
-            DropReason::DeniedByPolicy
+            DropReason::BeganInPlaintext
+            | DropReason::DeniedByPolicy
             | DropReason::FlowTableFull
             | DropReason::IdentityNotAccepted
             | DropReason::ModeDisable

@@ -168,6 +168,7 @@ impl<D: PacketDevice> Runner<D> {
                 Ok(Command::Config { identities, policy }) => {
                     self.shard.handle_config(identities, policy, now)
                 }
+                Ok(Command::Cut(connections)) => self.shard.handle_cut(&connections),
                 Ok(Command::Drain { reason }) => self.shard.handle_drain(&reason, now),
                 Ok(Command::Seed(tuples)) => self.shard.handle_seed(&tuples, now),
                 // Whoever asked may have gone.

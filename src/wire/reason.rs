@@ -25,6 +25,8 @@ macro_rules! drop_reasons {
 drop_reasons! {
     /// A tunnel datagram that is empty, has another quarter stream id, or is shorter than its context says.
     BadDatagram = "bad_datagram",
+    /// A segment of a connection that began in plaintext, before policy wanted it in a tunnel.
+    BeganInPlaintext = "began_in_plaintext",
     /// A FRAGMENT datagram with an impossible index, count or size.
     BadFragment = "bad_fragment",
     /// An AuthorizationPolicy with action DENY matches the flow.
