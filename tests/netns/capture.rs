@@ -191,8 +191,9 @@ fn quotes_tunnel(quoted: &[u8], protocol_at: usize, header: usize) -> bool {
         && (port(0) == TUNNEL_PORT || port(2) == TUNNEL_PORT)
 }
 
+/// Gives a socket a receive buffer beyond the host's limit.
 #[expect(unsafe_code, reason = "the socket option has no safe wrapper")]
-fn force_buffer(socket: &Socket, bytes: i32) {
+pub(crate) fn force_buffer(socket: &impl AsRawFd, bytes: i32) {
     let (value, len) = (
         std::ptr::from_ref(&bytes).cast(),
         size_of::<i32>() as libc::socklen_t,

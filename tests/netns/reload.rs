@@ -1,11 +1,23 @@
 //! Policy that changes while daemons run: by a change of the files alone, all or nothing.
 
-use std::{fs, io::ErrorKind};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::ErrorKind,
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
 
 use crate::{
-    mesh::{PORT, SERVER_4, SERVER_6, STRICT, permissive},
-    rig::{PATIENCE, Rig, in_namespaces, wait_for},
-    traffic::{Echo, tcp_echo},
+    capture::{Capture, MARKER, force_buffer},
+    mesh::{PORT, SERVER_4, SERVER_6, STRICT, permissive, service, workload},
+    rig::{PATIENCE, Rig, in_namespace, in_namespaces, spawn_in, wait_for},
+    traffic::{Echo, control, tcp_echo},
 };
 
 /// The number of the configuration that is in force.
@@ -93,6 +105,85 @@ fn an_invalid_file_changes_nothing_and_is_told_once() {
             rig.write("policies/policy.yaml", STRICT);
             wait_for("the correction", || refused().is_none());
             crate::life::exchange(&mut ends, crate::life::Who::Both);
+            drop(daemons);
+        },
+    );
+}
+
+/// Sends numbered datagrams to the server, a thousand a second, until told to stop. Returns how many.
+fn numbered(stop: Arc<AtomicBool>) -> thread::JoinHandle<u64> {
+    spawn_in("client", move || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.connect((SERVER_4, PORT)).unwrap();
+        let started = Instant::now();
+        let mut count: u64 = 0;
+        while !stop.load(Ordering::Relaxed) {
+            let packet = [&count.to_be_bytes(), MARKER].concat();
+            assert_eq!(socket.send(&packet).unwrap(), packet.len());
+            count += 1;
+            let due = started + Duration::from_millis(count);
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+        }
+        count
+    })
+}
+
+/// Takes numbered datagrams at the server; the number is that of different ones so far.
+fn receive() -> Arc<AtomicU64> {
+    let to: SocketAddr = (SERVER_4.parse::<Ipv4Addr>().unwrap(), PORT).into();
+    let sink = in_namespace("server", || UdpSocket::bind(to).unwrap());
+    force_buffer(&sink, 64 << 20);
+    let heard = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&heard);
+    thread::spawn(move || {
+        let (mut numbers, mut buffer) = (BTreeSet::new(), [0; 64]);
+        while let Ok(8..) = sink.recv(&mut buffer) {
+            numbers.insert(u64::from_be_bytes(buffer[..8].try_into().unwrap()));
+            count.store(numbers.len() as u64, Ordering::Relaxed);
+        }
+    });
+    heard
+}
+
+#[test]
+fn sixty_reloads_lose_no_packet_of_others_and_let_none_out() {
+    in_namespaces(
+        "reload::sixty_reloads_lose_no_packet_of_others_and_let_none_out",
+        |rig| {
+            rig.standard(STRICT);
+            let daemons = [
+                ("server", rig.start("server")),
+                ("client", rig.start("client")),
+            ];
+            let heard = receive();
+            let capture = Capture::start();
+            let sender = numbered(Arc::clone(&stop));
+            wait_for("the tunnel", || heard.load(Ordering::Relaxed) > 100);
+            // The others: what a server takes from outside, and a workload that comes and goes.
+            let other = [
+                workload("other", "198.18.4.2", "other", None),
+                service("other", &[PORT]),
+            ]
+            .join("---\n");
+            for round in 0..60 {
+                let (policy, registry) = match round % 2 {
+                    0 => (permissive(), other.as_str()),
+                    _ => (STRICT.to_owned(), ""),
+                };
+                rig.write("policies/policy.yaml", &policy);
+                rig.write("policies/other.yaml", registry);
+                for (host, daemon) in &daemons {
+                    let before = generation(&rig, host);
+                    daemon.reload();
+                    wait_for("the reload", || generation(&rig, host) > before);
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+            let sent = sender.join().unwrap();
+            wait_for("every packet", || heard.load(Ordering::Relaxed) == sent);
+            control("client");
+            capture.stop().assert_no_plaintext();
+            println!("60 reloads, {sent} numbered packets, 0 lost");
             drop(daemons);
         },
     );

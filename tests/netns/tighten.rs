@@ -11,7 +11,10 @@ use std::{
 use crate::{
     capture::{Capture, MARKER},
     life::{Who::Both, connect, exchange},
-    mesh::{CLIENT_4, NAKED_4, PORT, SERVER_4, SERVER_6, STRICT, permissive},
+    mesh::{
+        CLIENT_4, NAKED_4, PORT, SERVER_4, SERVER_6, STRICT, permissive, registry, service,
+        workload,
+    },
     reload::generation,
     rig::{PATIENCE, Rig, in_namespace, in_namespaces, wait_for},
     traffic::control,
@@ -107,15 +110,12 @@ fn plaintext() -> String {
 }
 
 /// Gives each of the two hosts a policy of its own.
-fn separate(rig: &Rig) {
+fn separate(rig: &Rig, registry: &str) {
     for host in ["client", "server"] {
         let settings = std::fs::read_to_string(rig.settings(host)).unwrap();
         let (shared, own) = (rig.path("policies"), rig.path(&format!("{host}/policies")));
         rig.write(&format!("{host}/policies/policy.yaml"), &plaintext());
-        rig.write(
-            &format!("{host}/policies/registry.yaml"),
-            &crate::mesh::registry(),
-        );
+        rig.write(&format!("{host}/policies/registry.yaml"), registry);
         rig.write(
             &format!("{host}/daemon.yaml"),
             &settings.replace(&shared, &own),
@@ -126,7 +126,7 @@ fn separate(rig: &Rig) {
 /// Tightens `first` and then the other, under connections that write as fast as they can.
 fn tighten(rig: &Rig, policy: &str, order: [&'static str; 2]) {
     rig.standard(&plaintext());
-    separate(rig);
+    separate(rig, &registry());
     let daemons = (rig.start("server"), rig.start("client"));
     let quiet =
         [SERVER_4, SERVER_6].map(|address| Connection::open("client", ("server", address, PORT)));
@@ -190,4 +190,48 @@ fn strict_everywhere_server_first() {
     in_namespaces("tighten::strict_everywhere_server_first", |rig| {
         tighten(&rig, STRICT, ["server", "client"]);
     });
+}
+
+#[test]
+fn a_forwarded_workload_is_told_by_a_reset_when_it_next_sends() {
+    in_namespaces(
+        "tighten::a_forwarded_workload_is_told_by_a_reset_when_it_next_sends",
+        |rig| {
+            let behind = "198.18.12.2";
+            rig.workload("server");
+            let registry = [
+                workload("client-4", CLIENT_4, "client", None),
+                workload("inner-4", behind, "inner", Some(SERVER_4)),
+                service("inner", &[PORT]),
+            ];
+            rig.configure("client", &["client"], "");
+            rig.configure("server", &["inner"], "workload_interfaces: [workload]");
+            separate(&rig, &registry.join("---\n"));
+            let daemons = (rig.start("server"), rig.start("client"));
+            let inner = ("server-workload", behind, PORT);
+            let mut ends = Connection::open("client", inner).ends;
+            let capture = Capture::start();
+            for (host, generation_after) in [("server", 2), ("client", 2)] {
+                rig.write(&format!("{host}/policies/policy.yaml"), STRICT);
+                wait_for("STRICT", || generation(&rig, host) == generation_after);
+                if host == "server" {
+                    let started = Instant::now();
+                    ends.1.write_all(MARKER).unwrap();
+                    let error = ends.1.read(&mut [0; 64]).unwrap_err().kind();
+                    assert_eq!(error, ErrorKind::ConnectionReset);
+                    assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
+                }
+            }
+            let dropped = rig.status("server").unwrap()["drops"]["began_in_plaintext"].clone();
+            assert!(dropped.as_u64() > Some(0), "{dropped}");
+            assert_eq!(
+                ends.0.read(&mut [0; 64]).unwrap_err().kind(),
+                ErrorKind::ConnectionAborted
+            );
+            Connection::open("client", inner).works();
+            control("client");
+            capture.stop().assert_no_plaintext_but_resets();
+            drop(daemons);
+        },
+    );
 }
