@@ -3,6 +3,7 @@
 //! `down` takes away exactly that, recognised by its content; what others have made is never touched.
 
 pub mod conntrack;
+pub mod conntrack_events;
 mod interfaces;
 mod netlink;
 pub mod nftables;

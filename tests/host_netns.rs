@@ -357,6 +357,71 @@ fn marked_conntrack_entries_are_read_back() {
 }
 
 #[test]
+fn beginnings_outside_tunnels_are_told_and_those_inside_are_not() {
+    use identun::host::conntrack_events::{Connection, Heard, NewConnections};
+    in_namespace(
+        "beginnings_outside_tunnels_are_told_and_those_inside_are_not",
+        || {
+            let entry = |mark: &str, tuple: &str| {
+                run(&format!("conntrack -I --mark {mark} -t 60 {tuple}"));
+            };
+            entry("0", "-p udp -s 10.77.0.9 -d 10.77.0.1 --sport 1 --dport 53");
+            let mut events = NewConnections::subscribe(&settings()).unwrap();
+            let tcp = "-p tcp -s 10.77.0.1 -d 10.77.0.2 --dport 80 --state ESTABLISHED";
+            entry("0x10000000", &format!("{tcp} --sport 1"));
+            entry("0x30000001", &format!("{tcp} --sport 2"));
+            entry("0", &format!("{tcp} --sport 3"));
+            entry(
+                "0",
+                "-p udp -s fd77::1 -d fd77::2 --sport 4 --dport 53 --reply-src fd77::7 --reply-dst fd77::1 \
+                 --reply-port-src 5353 --reply-port-dst 4",
+            );
+            let mut told = Vec::new();
+            let step = std::time::Duration::from_millis(50);
+            for _ in 0..400 {
+                if told.len() == 3 {
+                    break;
+                }
+                let heard = events.wait(step, |connection| told.push(connection));
+                assert_eq!(heard.unwrap(), Heard::All);
+            }
+            let connection =
+                |protocol, from: (&str, u16), to: (&str, u16), answers: (&str, u16)| {
+                    let original = FiveTuple {
+                        protocol,
+                        source: ip(from.0),
+                        source_port: from.1,
+                        destination: ip(to.0),
+                        destination_port: to.1,
+                    };
+                    Connection {
+                        original,
+                        answers: (ip(answers.0), answers.1),
+                        over: false,
+                    }
+                };
+            let web = ("10.77.0.2", 80);
+            let wanted = [
+                connection(6, ("10.77.0.1", 2), web, web),
+                connection(6, ("10.77.0.1", 3), web, web),
+                connection(17, ("fd77::1", 4), ("fd77::2", 53), ("fd77::7", 5353)),
+            ];
+            assert_eq!(told, wanted);
+            let mut held = Vec::new();
+            host::conntrack_events::connections_outside_tunnels(&settings(), |connection| {
+                held.push(connection);
+                true
+            })
+            .unwrap();
+            held.sort_unstable();
+            // a dump is asked for flows without any of our bits
+            assert_eq!(held.len(), 3, "{held:?}");
+            assert!(!held.contains(&wanted[0]) && held.contains(&wanted[2]));
+        },
+    );
+}
+
+#[test]
 fn the_hosts_own_addresses_and_mtu_are_found() {
     in_namespace("the_hosts_own_addresses_and_mtu_are_found", || {
         let none = host::underlay_mtu(TUN).unwrap_err();

@@ -17,7 +17,7 @@ use crate::{
 /// Entries read at most; a table that holds more loses the rest, whose flows are then opened anew by their next packet.
 pub const MAX_FLOWS: usize = 65_536;
 /// Attribute that makes the kernel compare marks only in these bits (linux/netfilter/nfnetlink_conntrack.h).
-const CTA_MARK_MASK: u16 = 21;
+pub(in crate::host) const CTA_MARK_MASK: u16 = 21;
 /// Attributes that tell entries with the same tuple apart: which one, and in which zone.
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
@@ -154,7 +154,7 @@ fn entry(attributes: &[ConntrackAttribute]) -> Option<(u32, FiveTuple)> {
     Some((mark.unwrap_or(0), five_tuple(tuple)?))
 }
 
-fn five_tuple(tuple: &[Tuple]) -> Option<FiveTuple> {
+pub(in crate::host) fn five_tuple(tuple: &[Tuple]) -> Option<FiveTuple> {
     let (mut source, mut destination): (Option<IpAddr>, Option<IpAddr>) = (None, None);
     let (mut protocol, mut source_port, mut destination_port) = (None, 0, 0);
     for part in tuple {

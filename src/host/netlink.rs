@@ -130,7 +130,7 @@ fn read(socket: &mut Socket, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 /// The first message of a datagram and what follows it; messages begin at multiples of four bytes.
-fn split(datagram: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(in crate::host) fn split(datagram: &[u8]) -> Option<(&[u8], &[u8])> {
     /// Length of `nlmsghdr`, whose first field is the length of the message with it.
     const HEADER: usize = 16;
     let length = usize::try_from(u32::from_ne_bytes(*datagram.first_chunk()?)).ok()?;
