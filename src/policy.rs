@@ -1,6 +1,7 @@
 //! Policy: text to resources to one compiled value that answers every question.
 
 mod analyze;
+pub mod compare;
 pub mod compiled;
 pub mod diagnostic;
 pub mod document;
