@@ -7,6 +7,7 @@ pub mod clock;
 pub mod configuration;
 pub mod control;
 pub mod events;
+pub mod flowlog;
 pub mod log;
 pub mod render;
 pub mod repeats;

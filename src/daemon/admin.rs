@@ -38,6 +38,7 @@ pub fn admin_router(control: Arc<Control>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/flows", get(flows))
+        .route("/v1/flowlog", get(flow_log))
         .route("/v1/events", get(events))
         .route("/v1/reload", post(reload))
         .route("/v1/stop", post(stop))
@@ -104,6 +105,10 @@ async fn flows(State(control): State<Arc<Control>>) -> Response {
         Err(error) => failure(StatusCode::SERVICE_UNAVAILABLE, &format!("{error:#}")),
     })
     .await
+}
+
+async fn flow_log(State(control): State<Arc<Control>>) -> Response {
+    blocking(move || Json(control.flow_log()).into_response()).await
 }
 
 async fn events(State(control): State<Arc<Control>>) -> Response {

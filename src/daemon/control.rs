@@ -15,6 +15,7 @@ use crate::{
         clock::unix_now,
         configuration::{Configuration, Rejected, chained, timestamp},
         events::{EventLog, escape},
+        flowlog::{FlowLog, feed, view::FlowLogView},
         render::{count, plural},
         status::{
             API_VERSION, FlowStatus, Health, HealthLevel, IdentityStatus, ShardStatus, Status,
@@ -51,6 +52,8 @@ pub struct Control {
     pub metrics: Arc<Metrics>,
     /// What happened lately.
     pub events: Arc<EventLog>,
+    /// Who spoke to whom, and how.
+    pub flow_log: FlowLog,
     /// Asks the main task to end.
     pub stop: Notify,
     /// When the daemon began.
@@ -97,6 +100,14 @@ impl Control {
     /// As [`Self::snapshot`].
     pub fn flows(&self) -> anyhow::Result<Vec<FlowStatus>> {
         Ok(ShardStatus::from(self.snapshot()?).flows)
+    }
+
+    /// Who spoke to whom until this moment. Blocks, for as long as reading conntrack takes.
+    pub fn flow_log(&self) -> FlowLogView {
+        if let Err(error) = feed::look(self) {
+            tracing::debug!(error = %chained(error), "cannot read conntrack");
+        }
+        FlowLogView::new(&self.flow_log, &self.active.load())
     }
 
     /// Everything that `status` shows. Blocks, for a bounded time.

@@ -18,7 +18,9 @@ use tokio::{
 use crate::{
     daemon::{
         admin::{admin_router, metrics_router},
+        clock::unix_millis,
         control::Control,
+        flowlog::feed,
         serve::{serve_tcp, serve_unix},
         start::Started,
         upkeep,
@@ -45,6 +47,7 @@ pub async fn run(started: Started) -> anyhow::Result<()> {
         lock,
     } = started;
     let ended = watch_events(Arc::clone(&control), events)?;
+    feed::spawn(&control).context("cannot start the thread of the flow log")?;
     let mut servers = JoinSet::new();
     servers.spawn(serve_unix(admin, admin_router(Arc::clone(&control))));
     if let Some(listener) = metrics {
@@ -125,9 +128,11 @@ fn watch_events(
     let (sender, ended) = oneshot::channel();
     let work = move || {
         for event in events {
+            let active = control.active.load();
             control
-                .events
-                .handle(&event, &control.active.load().compiled);
+                .flow_log
+                .handle(&event, &active.compiled, unix_millis());
+            control.events.handle(&event, &active.compiled);
         }
         let _ = sender.send(());
     };
