@@ -4,17 +4,23 @@
 //! 4 a right is missing, 5 timed out, 6 invalid configuration.
 
 mod analyze;
+mod audit;
 mod ca;
 mod check;
 mod client;
 mod daemon;
 mod demo;
+mod diff;
 mod down;
 mod explain;
+mod flows;
+mod outcomes;
+mod policies;
 mod reload;
 mod status;
 mod table;
 mod version;
+mod what_if;
 
 use std::{
     ffi::OsString,
@@ -109,6 +115,8 @@ enum Command {
     ///
     /// Exit code 1: findings of the failure threshold or worse; 6: a file cannot be read; in every output format.
     Analyze(analyze::Arguments),
+    /// Tell who still speaks plaintext, and what STRICT would do to it
+    Audit(audit::Arguments),
     /// A small certificate authority for beginnings
     Ca(ca::Arguments),
     /// Validate files; needs no root and no daemon
@@ -117,6 +125,8 @@ enum Command {
     Daemon(daemon::Arguments),
     /// Play the whole story on hosts in network namespaces, every claim checked
     Demo(demo::Arguments),
+    /// Tell which flows end differently under other files; needs no daemon
+    Diff(diff::Arguments),
     /// Stop the daemon and remove everything it added to this host
     Down(down::Arguments),
     /// Tell what happens to a flow, and which rule says so
@@ -127,6 +137,8 @@ enum Command {
     Status(status::Arguments),
     /// Show the version
     Version(version::Arguments),
+    /// Tell what other policy would do to the flows that were seen
+    WhatIf(what_if::Arguments),
 }
 
 /// Output format.
@@ -179,15 +191,18 @@ fn dispatch(arguments: Arguments, out: &mut dyn Write) -> anyhow::Result<Exit> {
         .unwrap_or_else(|| Command::Status(status::Arguments::default()))
     {
         Command::Analyze(arguments) => analyze::run(&arguments, out),
+        Command::Audit(arguments) => audit::run(&arguments, &context, out),
         Command::Ca(arguments) => ca::run(&arguments, out),
         Command::Check(arguments) => check::run(&arguments, out),
         Command::Daemon(arguments) => daemon::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments, out),
+        Command::Diff(arguments) => diff::run(&arguments, out),
         Command::Down(arguments) => down::run(&arguments, out),
         Command::Explain(arguments) => explain::run(&arguments, out),
         Command::Reload(_) => reload::run(&context, out),
         Command::Status(arguments) => status::run(&arguments, &context, out),
         Command::Version(arguments) => version::run(&arguments, out),
+        Command::WhatIf(arguments) => what_if::run(&arguments, &context, out),
     }
 }
 

@@ -385,7 +385,13 @@ fn explain_tells_rule_and_place() {
 #[test]
 fn an_absent_daemon_is_exit_code_3_and_says_what_to_try() {
     let dir = tempfile::tempdir().unwrap();
-    for command in [&["status"][..], &[], &["reload"]] {
+    for command in [
+        &["status"][..],
+        &[],
+        &["reload"],
+        &["audit"],
+        &["what-if", "x"],
+    ] {
         let arguments = [command, &["--socket", "admin.sock"]].concat();
         let output = identun(dir.path(), &arguments);
         assert_eq!(code(&output), 3);
@@ -431,8 +437,7 @@ fn usage_errors_are_exit_code_2_and_help_is_0() {
         )),
         2
     );
-    let commands =
-        "|ca|ca init|ca issue|ca show|check|daemon|demo|down|explain|reload|status|version";
+    let commands = "|audit|ca|ca init|ca issue|ca show|check|daemon|demo|diff|down|explain|reload|status|version|what-if";
     for command in commands.split('|') {
         let arguments: Vec<_> = command.split_whitespace().chain(["--help"]).collect();
         let help = identun(dir.path(), &arguments);
@@ -449,4 +454,316 @@ fn usage_errors_are_exit_code_2_and_help_is_0() {
         "{}",
         stdout(&version)
     );
+}
+
+const PERMISSIVE: &str = include_str!("../config/policies/permissive.yaml");
+
+/// A folder with the example's registry, and the two policies that it may have.
+fn policies() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in [
+        ("mesh.yaml", REGISTRY),
+        ("permissive.yaml", PERMISSIVE),
+        ("strict.yaml", STRICT),
+        ("bad.yaml", "kind: Nonsense\n"),
+    ] {
+        fs::write(dir.path().join(name), text).unwrap();
+    }
+    dir
+}
+
+fn json(output: &Output) -> serde_json::Value {
+    serde_json::from_str(&stdout(output)).unwrap_or_else(|error| {
+        panic!("{error}: {}{}", stdout(output), stderr(output));
+    })
+}
+
+#[test]
+fn diff_tells_who_would_be_refused_and_by_which_rule() {
+    let dir = policies();
+    let diff = |arguments: &[&str]| identun(dir.path(), &[&["diff"], arguments].concat());
+    let same = diff(&["mesh.yaml,permissive.yaml", "mesh.yaml,permissive.yaml"]);
+    assert_eq!(code(&same), 0, "{}{}", stdout(&same), stderr(&same));
+    assert!(
+        stdout(&same).starts_with("no differences ("),
+        "{}",
+        stdout(&same)
+    );
+
+    let changed = diff(&["mesh.yaml,permissive.yaml", "strict.yaml"]);
+    let text = stdout(&changed);
+    assert_eq!(code(&changed), 1, "{text}{}", stderr(&changed));
+    for wanted in [
+        "FROM              TO              PORTS       BEFORE     AFTER    WHY\n\
+         outside the mesh  default/client  every port  plaintext  refused  [1]\n",
+        "[1] before  plaintext: the source is not in the mesh (client_not_in_mesh)\n            \
+         MeshPolicy default (permissive.yaml:10:13)\n    after   refused by the server's host: ",
+        "MeshPolicy default (strict.yaml:",
+        "default/server  PERMISSIVE   STRICT",
+        "note: the workloads and services of OLD count for both sides\n",
+        "\n2 differences: 2 newly refused; 2 workloads have another mode\n",
+    ] {
+        assert!(text.contains(wanted), "{wanted} is not in\n{text}");
+    }
+    for line in text.lines() {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+    let back = diff(&[
+        "--old",
+        "mesh.yaml",
+        "strict.yaml",
+        "--new",
+        "mesh.yaml",
+        "permissive.yaml",
+    ]);
+    assert_eq!(code(&back), 1);
+    assert!(
+        stdout(&back).contains("\n2 differences: 2 newly allowed; 2 workloads"),
+        "{}",
+        stdout(&back)
+    );
+}
+
+#[test]
+fn diff_s_json_keeps_its_keys_and_its_exit_code() {
+    let dir = policies();
+    let output = identun(
+        dir.path(),
+        &[
+            "diff",
+            "mesh.yaml,permissive.yaml",
+            "strict.yaml",
+            "-o",
+            "json",
+        ],
+    );
+    assert_eq!(code(&output), 1);
+    let value = json(&output);
+    assert_eq!(value["apiVersion"], "identun.io/v1");
+    assert_eq!(value["kind"], "Difference");
+    assert_eq!(value["complete"], true);
+    assert_eq!(value["asked"], value["questions"]);
+    let row = &value["changes"][0];
+    assert_eq!(row["client"], "outside the mesh");
+    assert_eq!(row["server"], "default/client");
+    assert_eq!(row["effect"], "newly_refused");
+    assert_eq!(row["ports"], serde_json::json!(["every port"]));
+    for (side, outcome, code) in [
+        ("old", "PLAINTEXT", "client_not_in_mesh"),
+        ("new", "REFUSED_BY_SERVER", "mode_strict"),
+    ] {
+        assert_eq!(row[side]["outcome"], outcome);
+        assert_eq!(row[side]["code"], code);
+        let rule = &row[side]["rules"][0];
+        assert_eq!(rule["resource"]["kind"], "MeshPolicy");
+        assert!(rule["place"]["line"].is_number() && rule["place"]["file"].is_string());
+    }
+    let mode = &value["modes"][0];
+    assert_eq!(mode["workload"], "default/client");
+    assert_eq!(
+        (&mode["old"], &mode["new"]),
+        (&"PERMISSIVE".into(), &"STRICT".into())
+    );
+}
+
+#[test]
+fn diff_refuses_files_that_are_wrong_or_not_there_and_tells_where() {
+    let dir = policies();
+    for (new, word) in [
+        ("bad.yaml", "bad.yaml:1:"),
+        ("missing.yaml", "missing.yaml"),
+    ] {
+        let output = identun(dir.path(), &["diff", "mesh.yaml", new]);
+        assert_eq!(code(&output), 6, "{}", stderr(&output));
+        assert!(stderr(&output).contains(word), "{}", stderr(&output));
+        assert_eq!(stdout(&output), "");
+    }
+    for arguments in [
+        &["diff"][..],
+        &["diff", "mesh.yaml"],
+        &["diff", "--old", "mesh.yaml"],
+    ] {
+        assert_eq!(code(&identun(dir.path(), arguments)), 2, "{arguments:?}");
+    }
+}
+
+/// What a daemon of the example's server answered: the client came through a tunnel, a stranger in the clear, and the
+/// server called a stranger.
+fn saved_flows(dir: &Path, files: &[&str]) {
+    let end = |address: &str, workload: Option<&str>| {
+        let identity = workload.map(|name| {
+            let account = name.trim_start_matches("default/");
+            format!("spiffe://cluster.local/ns/default/sa/{account}")
+        });
+        serde_json::json!({"address": address, "workload": workload, "identity": identity})
+    };
+    let flow = |source, destination, way: &str, direction: &str, outcome: &str, code: &str| {
+        serde_json::json!({
+            "source": source, "destination": destination, "protocol": 6, "port": 80, "way": way,
+            "direction": direction, "forwarded": false, "code": code, "first_seen_ms": 1_000,
+            "last_seen_ms": 8_000, "connections": 3, "bytes_forth": 0, "bytes_back": 0,
+            "decision": {"outcome": outcome, "code": code, "reason": "for a reason", "rules": ["MeshPolicy default (a.yaml:1:1)"]},
+            "a_later_field": 1,
+        })
+    };
+    let (client, server) = (
+        end("10.0.0.1", Some("default/client")),
+        end("10.0.0.2", Some("default/server")),
+    );
+    let stranger = end("192.0.2.7", None);
+    let files: Vec<_> = files.iter().map(|file| dir.join(file)).collect();
+    let saved = serde_json::json!({
+        "apiVersion": "identun.io/v1", "kind": "FlowLog", "now_ms": 10_000, "generation": 1,
+        "capacity": 16_384, "evicted": 0, "losses": 2, "source": "dumps", "trouble": "no events here",
+        "files": files,
+        "mesh": {
+            "trust_domain": "cluster.local", "trust_domain_aliases": [], "domain": "cluster.local",
+            "root_namespace": "istio-system", "default_namespace": "default", "default_mode": "PERMISSIVE",
+            "auto_mtls": true, "unknown_destination": "drop", "l7": "reject",
+        },
+        "host": {
+            "addresses": ["10.0.0.2"], "port": 15_008,
+            "identities": ["spiffe://cluster.local/ns/default/sa/server"], "exempt": [[6, 22]],
+        },
+        "flows": [
+            flow(&client, &server, "tunnel", "inbound", "MTLS", "mutual_by_rule"),
+            flow(&stranger, &server, "plaintext", "inbound", "PLAINTEXT", "client_not_in_mesh"),
+            flow(&server, &stranger, "plaintext", "outbound", "PLAINTEXT", "destination_unknown"),
+        ],
+    });
+    fs::write(dir.join("flows.json"), saved.to_string()).unwrap();
+}
+
+#[test]
+fn audit_tells_why_it_is_plaintext_and_what_strict_would_do() {
+    let dir = policies();
+    saved_flows(dir.path(), &["mesh.yaml", "permissive.yaml"]);
+    let audit = |arguments: &[&str]| {
+        let arguments = [&["audit", "--flows", "flows.json"], arguments].concat();
+        identun(dir.path(), &arguments)
+    };
+    let output = audit(&[]);
+    let text = stdout(&output);
+    assert_eq!(code(&output), 1, "{text}{}", stderr(&output));
+    let mut lines = text.lines();
+    let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(
+        words(lines.next().unwrap()),
+        "FROM TO PORT SEEN AS CONNS LAST STRICT WHY"
+    );
+    assert_eq!(
+        words(lines.next().unwrap()),
+        "192.0.2.7 default/server tcp/80 inbound 3 2s breaks [1]"
+    );
+    assert_eq!(
+        words(lines.next().unwrap()),
+        "default/server 192.0.2.7 tcp/80 outbound 3 2s plaintext [2]"
+    );
+    for wanted in [
+        "[1] now     plaintext: for a reason (client_not_in_mesh)\n            MeshPolicy default (a.yaml:1:1)\n    STRICT  refused by the server's host",
+        "note: conntrack is read every few seconds only",
+        "note: 2 times the kernel told more",
+        "\n2 pairs still speak plaintext; 1 would break under STRICT\n",
+    ] {
+        assert!(text.contains(wanted), "{wanted} is not in\n{text}");
+    }
+    for line in text.lines() {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+    let value = json(&audit(&["-o", "json"]));
+    assert_eq!(
+        (&value["kind"], &value["apiVersion"]),
+        (&"Audit".into(), &"identun.io/v1".into())
+    );
+    assert_eq!(value["plaintext_pairs"], 2);
+    assert_eq!(value["break_under_strict"], 1);
+    for key in [
+        "source",
+        "destination",
+        "port",
+        "direction",
+        "forwarded",
+        "connections",
+        "last_seen_seconds",
+        "decision",
+        "strict",
+        "breaks_under_strict",
+    ] {
+        assert!(value["pairs"][0].get(key).is_some(), "{key}: {value}");
+    }
+    // Nothing was seen in the last second: the answer is yes, nobody speaks plaintext.
+    let output = audit(&["--since", "1s"]);
+    assert_eq!(code(&output), 0, "{}", stdout(&output));
+    assert!(stdout(&output).ends_with("nobody speaks plaintext\n"));
+    assert_eq!(code(&audit(&["--since", "soon"])), 2);
+    // Without the files what STRICT would do is not known, and that is said.
+    fs::remove_file(dir.path().join("permissive.yaml")).unwrap();
+    let output = audit(&[]);
+    assert_eq!(code(&output), 1);
+    assert!(
+        stdout(&output).contains("what STRICT would do cannot be told")
+            && stdout(&output).contains("permissive.yaml"),
+        "{}",
+        stdout(&output)
+    );
+}
+
+#[test]
+fn what_if_tells_which_seen_flows_would_break() {
+    let dir = policies();
+    saved_flows(dir.path(), &["mesh.yaml", "permissive.yaml"]);
+    let what_if = |arguments: &[&str]| {
+        let arguments = [&["what-if", "--flows", "flows.json"], arguments].concat();
+        identun(dir.path(), &arguments)
+    };
+    let output = what_if(&["strict.yaml"]);
+    let text = stdout(&output);
+    assert_eq!(code(&output), 1, "{text}{}", stderr(&output));
+    let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    let rows: Vec<_> = text.lines().take(3).map(words).collect();
+    assert_eq!(
+        rows,
+        [
+            "FROM TO PORT BEFORE AFTER CONNS WHY",
+            "192.0.2.7 default/server tcp/80 plaintext refused 3 [1]",
+            ""
+        ]
+    );
+    assert!(
+        text.contains("MeshPolicy default (strict.yaml:")
+            && text.contains("note: the files name no workload and no service")
+            && text.ends_with("3 pairs seen: 1 newly refused, 2 unchanged\n"),
+        "{text}"
+    );
+    for line in text.lines() {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+    // As an addition it takes the place of its namesake.
+    let output = what_if(&["--add", "strict.yaml", "-o", "json"]);
+    assert_eq!(code(&output), 1, "{}", stderr(&output));
+    let value = json(&output);
+    assert_eq!(
+        (&value["kind"], &value["apiVersion"]),
+        (&"WhatIf".into(), &"identun.io/v1".into())
+    );
+    assert_eq!(
+        value["summary"],
+        serde_json::json!({"newly_refused": 1, "unchanged": 2})
+    );
+    let change = &value["changes"][0];
+    assert_eq!(change["old"]["code"], "client_not_in_mesh");
+    assert_eq!(change["new"]["code"], "mode_strict");
+    assert_eq!(
+        (&change["effect"], &change["connections"]),
+        (&"newly_refused".into(), &3.into())
+    );
+    let output = what_if(&["mesh.yaml", "permissive.yaml"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert!(
+        stdout(&output).ends_with("3 pairs seen: 3 unchanged\n"),
+        "{}",
+        stdout(&output)
+    );
+    assert_eq!(code(&what_if(&["bad.yaml"])), 6);
+    assert_eq!(code(&what_if(&[])), 2);
 }

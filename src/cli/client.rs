@@ -15,8 +15,8 @@ use tokio::{net::UnixStream, time::timeout};
 
 use crate::cli::{Exit, Failure};
 
-/// The largest answer that is read, in bytes.
-const MAX_ANSWER: usize = 16 << 20;
+/// The largest answer that is read, in bytes: a full flow log has some sixteen million.
+const MAX_ANSWER: usize = 64 << 20;
 /// How long an answer may take; a reload with many files included.
 const PATIENCE: Duration = Duration::from_secs(30);
 
