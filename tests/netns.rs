@@ -7,6 +7,8 @@
     reason = "tests of real hosts wait for them, talk, and fail by panicking"
 )]
 
+#[path = "netns/audit.rs"]
+mod audit;
 #[path = "netns/bad_luck.rs"]
 mod bad_luck;
 #[path = "netns/capture.rs"]
