@@ -175,7 +175,7 @@ pub struct SteeringCounters {
     pub cross_plain: u64,
     /// Tunnel packets that tried to enter a plaintext flow.
     pub cross_tunnel: u64,
-    /// Plaintext refused at a STRICT port.
+    /// Plaintext refused by a mode or an authorization.
     pub strict: u64,
     /// Packets for the tunnel that were about to leave in plaintext.
     pub guard: u64,

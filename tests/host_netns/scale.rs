@@ -176,27 +176,35 @@ fn how_long_a_large_mesh_takes() {
             .into_iter()
             .flat_map(|count| shapes.map(|shape| (count, shape)))
         {
+            println!("{count} services, {shape:?}:");
             let resources = services(count, shape);
-            let timed = |what: &str, since: Instant| {
-                println!("{count} {shape:?} {what}: {:?}", since.elapsed());
-            };
-            let start = Instant::now();
-            let old = compile(&resources);
-            timed("compile", start);
-            let start = Instant::now();
-            host::install_rules(&settings, old.steering()).unwrap();
-            timed("install", start);
-            let start = Instant::now();
-            host::install_rules(&settings, old.steering()).unwrap();
-            timed("install again", start);
             let changed = with_exception(&resources);
-            let start = Instant::now();
-            let new = compile(&changed);
-            timed("compile again", start);
-            let start = Instant::now();
-            host::update_rules(&settings, old.steering(), new.steering()).unwrap();
-            timed("update", start);
+            let old = timed("compile", || compile(&resources));
+            let install = || host::install_rules(&settings, old.steering()).unwrap();
+            timed("install", install);
+            timed("install where it stands", install);
+            let new = timed("compile with one rule more", || compile(&changed));
+            timed("update", || {
+                host::update_rules(&settings, old.steering(), new.steering()).unwrap();
+            });
             run("nft delete table inet idt-host");
         }
     });
+}
+
+#[expect(clippy::disallowed_methods, reason = "a measurement asks the clock")]
+fn timed<T>(what: &str, work: impl FnOnce() -> T) -> T {
+    let (start, cpu) = (Instant::now(), ticks());
+    let result = work();
+    let cpu = (ticks() - cpu) * 10;
+    println!("  {what}: {:?}, CPU {cpu} ms", start.elapsed());
+    result
+}
+
+/// Hundredths of a second of CPU that this process and those it started have used.
+fn ticks() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    let times = fields.split_whitespace().skip(11).take(4);
+    times.map(|time| time.parse::<u64>().unwrap()).sum()
 }
