@@ -19,6 +19,7 @@ mod policies;
 mod reload;
 mod status;
 mod table;
+mod tls_check;
 mod version;
 mod what_if;
 
@@ -135,6 +136,8 @@ enum Command {
     Reload(reload::Arguments),
     /// Show health, tunnels, flows, identities and drops
     Status(status::Arguments),
+    /// Compare what servers accept with what clients send, service by service
+    TlsCheck(tls_check::Arguments),
     /// Show the version
     Version(version::Arguments),
     /// Tell what other policy would do to the flows that were seen
@@ -201,6 +204,7 @@ fn dispatch(arguments: Arguments, out: &mut dyn Write) -> anyhow::Result<Exit> {
         Command::Explain(arguments) => explain::run(&arguments, out),
         Command::Reload(_) => reload::run(&context, out),
         Command::Status(arguments) => status::run(&arguments, &context, out),
+        Command::TlsCheck(arguments) => tls_check::run(&arguments, out),
         Command::Version(arguments) => version::run(&arguments, out),
         Command::WhatIf(arguments) => what_if::run(&arguments, &context, out),
     }

@@ -12,6 +12,7 @@ pub mod render;
 pub mod settings;
 pub mod steering;
 pub mod suppress;
+pub mod tls_check;
 
 pub use compiled::{
     Compiled, Considered, Decision, EgressDecision, IngressDecision, Question, ReasonCode, RuleRef,

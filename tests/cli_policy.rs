@@ -405,3 +405,232 @@ fn explain_knows_every_code_and_reason() {
         said.errors
     );
 }
+
+/// A service `foo` of the namespace `bar` with one endpoint in the mesh.
+const FOO: &str = "\
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: foo, namespace: bar}
+spec:
+  hosts: [foo.bar.svc.cluster.local]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{number: 8080, name: http}, {number: 443, name: tls, targetPort: 8443}]
+  endpoints: [{address: 10.0.0.2, serviceAccount: foo}]
+";
+const FOO_STRICT: &str = "\
+apiVersion: authentication.istio.io/v1alpha1
+kind: Policy
+metadata: {name: foo, namespace: bar}
+spec: {targets: [{name: foo}], peers: [{mtls: {}}]}
+";
+
+fn some_rule(traffic_policy: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: some-rule, namespace: default}}\n\
+         spec: {{host: foo.bar.svc.cluster.local, trafficPolicy: {traffic_policy}}}\n"
+    )
+}
+
+/// The cells of the one row of `tls-check SERVICE` behind its host and port, and the exit code.
+fn checked(files: &[(&str, &str)], settings: &str, arguments: &[&str]) -> (i32, Vec<String>) {
+    let dir = folder(files);
+    let file = dir.path().join("daemon.yaml");
+    let daemon = fs::read_to_string(&file).unwrap();
+    fs::write(&file, daemon + settings).unwrap();
+    let said = identun(
+        dir.path(),
+        &[&["tls-check", "-c", "daemon.yaml"], arguments].concat(),
+        "",
+    );
+    let mut lines = said.text.lines();
+    let header = lines.next().unwrap_or_else(|| panic!("{}", said.errors));
+    let words: Vec<_> = header
+        .split("  ")
+        .map(str::trim)
+        .filter(|word| !word.is_empty())
+        .collect();
+    let names = [
+        "HOST:PORT",
+        "STATUS",
+        "SERVER",
+        "CLIENT",
+        "AUTHN POLICY",
+        "DESTINATION RULE",
+    ];
+    assert_eq!(words, names, "{}", said.text);
+    let row = lines.next().unwrap().split_whitespace().skip(1);
+    let row = row.map(ToOwned::to_owned).collect();
+    assert_eq!(lines.next(), None, "{}", said.text);
+    (said.code, row)
+}
+
+const ALPHA: &str = "default_mode: DISABLE\nauto_mtls: false\n";
+
+#[test]
+fn p15_without_policy_and_rule_tls_check_says_ok_or_auto() {
+    let files = [("foo.yaml", FOO)];
+    let off = checked(&files, ALPHA, &["foo:8080"]);
+    assert_eq!(
+        off,
+        (0, ["OK", "DISABLE", "-", "-", "-"].map(Into::into).into())
+    );
+    let on = checked(&files, "default_mode: DISABLE\n", &["foo:8080"]);
+    assert_eq!(
+        on,
+        (0, ["AUTO", "DISABLE", "-", "-", "-"].map(Into::into).into())
+    );
+}
+
+#[test]
+fn p16_a_strict_policy_and_a_rule_that_disables_are_a_conflict() {
+    let rule = some_rule("{tls: {mode: DISABLE}}");
+    let files = [
+        ("foo.yaml", FOO),
+        ("strict.yaml", FOO_STRICT),
+        ("rule.yaml", &rule),
+    ];
+    let expected = [
+        "CONFLICT",
+        "STRICT",
+        "DISABLE",
+        "bar/foo",
+        "default/some-rule",
+    ];
+    let found = checked(&files, ALPHA, &["foo.bar"]);
+    assert_eq!(found, (1, expected.map(Into::into).into()));
+    // What nobody decides fails just as well, though Istio 1.4 said OK.
+    let found = checked(&files[..2], ALPHA, &["foo.bar"]);
+    let expected = ["CONFLICT", "STRICT", "-", "bar/foo", "-"];
+    assert_eq!(found, (1, expected.map(Into::into).into()));
+}
+
+#[test]
+fn p17_the_rule_s_settings_of_a_port_count_for_it() {
+    let rule = some_rule(
+        "{tls: {mode: DISABLE}, portLevelSettings: [{port: {number: 8080}, tls: {mode: ISTIO_MUTUAL}}]}",
+    );
+    let files = [
+        ("foo.yaml", FOO),
+        ("strict.yaml", FOO_STRICT),
+        ("rule.yaml", &rule),
+    ];
+    let expected = [
+        "OK",
+        "STRICT",
+        "ISTIO_MUTUAL",
+        "bar/foo",
+        "default/some-rule",
+    ];
+    let found = checked(&files, ALPHA, &["foo.bar.svc.cluster.local:8080"]);
+    assert_eq!(found, (0, expected.map(Into::into).into()));
+    let expected = [
+        "CONFLICT",
+        "STRICT",
+        "DISABLE",
+        "bar/foo",
+        "default/some-rule",
+    ];
+    let found = checked(&files, ALPHA, &["foo:443"]);
+    assert_eq!(found, (1, expected.map(Into::into).into()));
+    // Without a port the first row of the service, by number.
+    let found = checked(&files, ALPHA, &["foo"]);
+    assert_eq!(found, (1, expected.map(Into::into).into()));
+    // Clients of another namespace do not follow a rule of `default`.
+    let expected = ["CONFLICT", "STRICT", "-", "bar/foo", "-"];
+    let found = checked(&files, ALPHA, &["foo:8080", "--namespace", "other"]);
+    assert_eq!(found, (1, expected.map(Into::into).into()));
+}
+
+#[test]
+fn tls_check_names_policies_of_every_kind() {
+    let authentication = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
+        metadata: {name: own, namespace: bar}\nspec: {mtls: {mode: PERMISSIVE}}\n";
+    let mesh = include_str!("../config/policies/strict.yaml");
+    let files = [("foo.yaml", FOO), ("strict.yaml", mesh)];
+    let expected = [
+        "OK",
+        "STRICT",
+        "ISTIO_MUTUAL",
+        "/default",
+        "istio-system/default",
+    ];
+    assert_eq!(
+        checked(&files, ALPHA, &["foo"]),
+        (0, expected.map(Into::into).into())
+    );
+    let files = [
+        ("foo.yaml", FOO),
+        ("strict.yaml", mesh),
+        ("own.yaml", authentication),
+    ];
+    let expected = [
+        "OK",
+        "PERMISSIVE",
+        "ISTIO_MUTUAL",
+        "bar/own",
+        "istio-system/default",
+    ];
+    assert_eq!(
+        checked(&files, ALPHA, &["foo"]),
+        (0, expected.map(Into::into).into())
+    );
+}
+
+#[test]
+fn tls_check_lists_every_port_and_tells_endpoints_apart() {
+    let two = FOO.replace(
+        "endpoints: [",
+        "endpoints: [{address: 10.0.0.3, serviceAccount: foo, labels: {old: 'yes'}}, ",
+    );
+    let own = "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
+        metadata: {name: old, namespace: bar}\n\
+        spec: {selector: {matchLabels: {old: 'yes'}}, mtls: {mode: STRICT}, portLevelMtls: {8443: {mode: DISABLE}}}\n\
+        ---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: out, namespace: bar}\n\
+        spec: {hosts: [out.example.com], addresses: [192.0.2.1], ports: [{number: 1, name: x}]}\n";
+    let rule = "---\n".to_owned() + &some_rule("{tls: {mode: ISTIO_MUTUAL}}");
+    let dir = folder(&[("foo.yaml", &(two + own + &rule))]);
+    let said = identun(dir.path(), &["tls-check", "-c", "daemon.yaml"], "");
+    assert_eq!(said.code, 1);
+    let rows: Vec<Vec<_>> = said
+        .text
+        .lines()
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        .map(|line| line.split_whitespace().take(5).collect())
+        .collect();
+    let (low, high) = (
+        "foo.bar.svc.cluster.local:443",
+        "foo.bar.svc.cluster.local:8080",
+    );
+    assert_eq!(
+        rows,
+        [
+            [low, "OK", "PERMISSIVE", "ISTIO_MUTUAL", "-"],
+            [low, "CONFLICT", "DISABLE", "ISTIO_MUTUAL", "bar/old"],
+            [high, "OK", "STRICT", "ISTIO_MUTUAL", "bar/old"],
+            [high, "OK", "PERMISSIVE", "ISTIO_MUTUAL", "-"],
+        ]
+    );
+    said.has("note: endpoints of foo.bar.svc.cluster.local:443 differ:\n  PERMISSIVE at 10.0.0.2\n  DISABLE at 10.0.0.3\n");
+    said.has("note: 1 external service left out");
+    let said = identun(
+        dir.path(),
+        &["tls-check", "-o", "json", "-c", "daemon.yaml"],
+        "",
+    );
+    let json = said.json();
+    assert_eq!(json["tlsCheck"]["rows"][1]["endpoints"][0], "10.0.0.3");
+    assert_eq!(
+        json["tlsCheck"]["rows"][1]["authn_policy"]["resource"]["kind"],
+        "PeerAuthentication"
+    );
+    let said = identun(dir.path(), &["tls-check", "wob", "-c", "daemon.yaml"], "");
+    assert_eq!((said.code, &*said.text), (1, ""));
+    assert!(
+        said.errors
+            .contains("see no service of the mesh named `wob`"),
+        "{}",
+        said.errors
+    );
+}

@@ -7,6 +7,7 @@ use std::{
 
 use crate::{
     cli::{Exit, Failure},
+    policy::tls_check::means_host,
     registry::{
         Registry,
         index::{RegisteredWorkload, Service, single_address},
@@ -129,7 +130,7 @@ impl Meaning<'_> {
 fn meanings<'r>(registry: &'r Registry, domain: &str, name: &str) -> Vec<Meaning<'r>> {
     let services = registry.services().iter();
     let services: Vec<_> = services
-        .filter(|service| is_host(&service.host, name, domain))
+        .filter(|service| means_host(name, &service.host, domain))
         .collect();
     // A service with one endpoint of the same name is the same place, and knows its ports.
     let behind = |workload: &&RegisteredWorkload| {
@@ -144,18 +145,6 @@ fn meanings<'r>(registry: &'r Registry, domain: &str, name: &str) -> Vec<Meaning
     let workloads: Vec<_> = workloads.map(Meaning::Workload).collect();
     let services = services.into_iter().map(Meaning::Service);
     services.chain(workloads).collect()
-}
-
-/// The full host, or what is left of it without `.svc.DOMAIN`, or without the namespace too.
-fn is_host(host: &str, name: &str, domain: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    let short = host
-        .strip_suffix(domain)
-        .and_then(|host| host.strip_suffix(".svc."));
-    let service = short.and_then(|short| short.split_once('.'));
-    host == name
-        || short == Some(&name)
-        || service.is_some_and(|(service, space)| service == name && !space.contains('.'))
 }
 
 /// NAMESPACE/NAME or NAME of its WorkloadEntry, or its identity.
@@ -357,27 +346,5 @@ mod tests {
         ] {
             assert_eq!(parsed(bad), "error", "{bad}");
         }
-    }
-
-    #[test]
-    fn hosts_are_found_by_their_short_names() {
-        let host = "web.shop.svc.cluster.local";
-        for (name, expected) in [
-            ("web", true),
-            ("Web", true),
-            ("web.shop", true),
-            (host, true),
-            ("web.other", false),
-            ("shop", false),
-            ("we", false),
-        ] {
-            assert_eq!(is_host(host, name, "cluster.local"), expected, "{name}");
-        }
-        assert!(is_host(
-            "web.example.com",
-            "web.example.com",
-            "cluster.local"
-        ));
-        assert!(!is_host("web.example.com", "web", "cluster.local"));
     }
 }

@@ -5,7 +5,7 @@ use std::{io::Write, net::SocketAddr};
 use crate::{
     cli::table::wrap,
     policy::{
-        Considered, Decision, Explanation, Question, RuleRef, Step,
+        Considered, Decision, Explanation, Question, ReasonCode, RuleRef, Step,
         compiled::outcome::{Intent, Outcome},
         explain::WorkloadView,
     },
@@ -123,14 +123,7 @@ impl Page<'_> {
             false => "no policy: `default_mode`",
         };
         self.line("", &rule(explanation.server_rule.as_ref(), none))?;
-        let none = match of(Step::Authorization) {
-            true => "no AuthorizationPolicy matches",
-            false => "no AuthorizationPolicy applies",
-        };
-        self.line(
-            "authorized",
-            &rule(explanation.authorization.as_ref(), none),
-        )
+        self.line("authorized", &authorized(explanation))
     }
 
     /// The chain: step by step every rule, where it stands, and why it won or lost.
@@ -148,6 +141,22 @@ impl Page<'_> {
             writeln!(self.0, "{:DEEPER$}{}", "", wrap(&rule.why, DEEPER))?;
         }
         Ok(())
+    }
+}
+
+fn authorized(explanation: &Explanation) -> String {
+    let decisive = explanation.authorization.as_ref();
+    match (explanation.code, explanation.code.outcome()) {
+        (ReasonCode::DeniedByPolicy | ReasonCode::NoMatchingAllow, _) => {
+            format!("no: {}", rule(decisive, "by policy"))
+        }
+        (_, Outcome::RefusedByClient | Outcome::RefusedByServer) => {
+            "not asked: refused before".into()
+        }
+        (ReasonCode::ExemptPort, _) => "yes: the port is exempt".into(),
+        (_, Outcome::Mtls | Outcome::Plaintext) => {
+            format!("yes: {}", rule(decisive, "no AuthorizationPolicy decides"))
+        }
     }
 }
 
