@@ -1,0 +1,9 @@
+//! The table's rooms.
+
+mod authorization;
+mod flows;
+mod loading;
+mod modes;
+mod names;
+mod rules;
+mod world;
