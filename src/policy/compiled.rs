@@ -51,6 +51,22 @@ pub struct RuleRef {
     pub place: Place,
 }
 
+/// A [`RuleRef`] that is only looked at: most decisions end without anybody who asks for the rule.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct RuleAt<'a> {
+    pub(crate) resource: &'a ResourceName,
+    pub(crate) place: &'a Place,
+}
+
+impl RuleAt<'_> {
+    pub(crate) fn rule_ref(self) -> RuleRef {
+        RuleRef {
+            resource: self.resource.clone(),
+            place: self.place.clone(),
+        }
+    }
+}
+
 impl fmt::Display for RuleRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.resource, self.place)
@@ -383,23 +399,23 @@ impl Compiled {
     }
 }
 
-fn mode_why(server: ServerMode, text: &'static str) -> Arc<Why> {
+fn mode_why(server: ServerMode<'_>, text: &'static str) -> Arc<Why> {
     Arc::new(Why {
         text: text.into(),
-        mode_rule: server.rule,
+        mode_rule: server.rule.map(RuleAt::rule_ref),
         ..Why::default()
     })
 }
 
 /// What a peer that passed the mode may do.
-fn authorized(server: ServerMode, authorization: Authorization) -> IngressDecision {
+fn authorized(server: ServerMode<'_>, authorization: Authorization<'_>) -> IngressDecision {
     let strict = server.mode == Mode::Strict;
     let why = |code, text| {
         Arc::new(Why {
             code,
             text: Cow::Borrowed(text),
-            mode_rule: server.rule,
-            authorization: authorization.rule,
+            mode_rule: server.rule.map(RuleAt::rule_ref),
+            authorization: authorization.rule.map(RuleAt::rule_ref),
             ..Why::default()
         })
     };

@@ -8,6 +8,7 @@ use crate::{
     policy::{
         Compiled, Considered, Decision, Mode, Question, ReasonCode, RuleRef,
         compiled::{
+            RuleAt,
             authorize::{Call, Refusal},
             decide::{Decided, To, Verdict},
             outcome::{Intent, Outcome},
@@ -119,11 +120,14 @@ impl Compiled {
         explanation.endpoint = judged.endpoint.map(view);
         explanation.endpoint_address = judged.endpoint.map(|endpoint| endpoint.address);
         explanation.client = judged.intent();
-        explanation.authorization = judged.authorization;
+        explanation.authorization = judged.authorization.map(RuleAt::rule_ref);
         explanation.exempt = judged.exempt;
-        let mode = judged.server.as_ref().map(|server| server.mode);
+        let mode = judged.server.map(|server| server.mode);
         explanation.server_mode = mode;
-        explanation.server_rule = judged.server.and_then(|server| server.rule);
+        explanation.server_rule = judged
+            .server
+            .and_then(|server| server.rule)
+            .map(RuleAt::rule_ref);
         explanation.plaintext_accepted = judged.exempt
             || judged
                 .endpoint
@@ -154,8 +158,9 @@ impl Compiled {
         let sender = registry
             .workload(source)
             .or_else(|| registry.local_workload(source));
-        let mut judged = Judged::new(sender, self.endpoint_at(address));
+        let mut judged = Judged::new(sender);
         if self.is_local(source) && self.is_local(address) {
+            judged.endpoint = self.endpoint_at(address);
             return judged;
         }
         judged.exempt = self.is_local(address)
@@ -164,10 +169,11 @@ impl Compiled {
         if let Some(client) = sender.filter(|sender| sender.mesh_capable || sender.is_local) {
             let decided = self.decider.decide(client.into(), address, port, trace);
             judged.code = decided.code;
-            judged.endpoint = decided.endpoint.or(judged.endpoint);
-            judged.server.clone_from(&decided.server);
+            judged.endpoint = decided.endpoint;
+            judged.server = decided.server;
             judged.decided = Some(decided);
         }
+        judged.endpoint = judged.endpoint.or_else(|| self.endpoint_at(address));
         let Some(endpoint) = judged.endpoint else {
             return judged;
         };
@@ -202,9 +208,9 @@ impl Compiled {
             })
     }
 
-    fn take_plaintext<T: Trace>(
-        &self,
-        judged: &mut Judged<'_>,
+    fn take_plaintext<'a, T: Trace>(
+        &'a self,
+        judged: &mut Judged<'a>,
         question: &Question,
         trace: &mut T,
     ) {
@@ -219,9 +225,9 @@ impl Compiled {
         }
     }
 
-    fn authorize<T: Trace>(
-        &self,
-        judged: &mut Judged<'_>,
+    fn authorize<'a, T: Trace>(
+        &'a self,
+        judged: &mut Judged<'a>,
         identity: Option<&SpiffeId>,
         question: &Question,
         trace: &mut T,
@@ -250,21 +256,18 @@ struct Judged<'a> {
     sender: Option<&'a RegisteredWorkload>,
     decided: Option<Decided<'a>>,
     endpoint: Option<&'a RegisteredWorkload>,
-    server: Option<ServerMode>,
-    authorization: Option<RuleRef>,
+    server: Option<ServerMode<'a>>,
+    authorization: Option<RuleAt<'a>>,
     exempt: bool,
 }
 
 impl<'a> Judged<'a> {
-    const fn new(
-        sender: Option<&'a RegisteredWorkload>,
-        endpoint: Option<&'a RegisteredWorkload>,
-    ) -> Self {
+    const fn new(sender: Option<&'a RegisteredWorkload>) -> Self {
         Self {
             code: ReasonCode::SameHost,
             sender,
             decided: None,
-            endpoint,
+            endpoint: None,
             server: None,
             authorization: None,
             exempt: false,

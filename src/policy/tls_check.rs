@@ -9,6 +9,7 @@ use crate::{
     policy::{
         Compiled, Mode, RuleRef,
         compiled::{
+            RuleAt,
             rules::{Choice, Client},
             trace::Silent,
         },
@@ -185,7 +186,7 @@ impl Compiled {
             return (Server::OutsideMesh, None);
         }
         let found = self.decider.server_mode(workload, address, Some(port));
-        (Server::Mode(found.mode), found.rule)
+        (Server::Mode(found.mode), found.rule.map(RuleAt::rule_ref))
     }
 }
 

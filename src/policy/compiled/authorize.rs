@@ -1,16 +1,20 @@
 //! Who may call: AuthorizationPolicies at layers 3 and 4 (policy.md 5).
 
+mod program;
+mod story;
+
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use ipnetwork::IpNetwork;
 
+use self::program::{Asked, Program, RuleId};
 use crate::{
     policy::{
-        MeshSettings, ReasonCode, Resources, RuleRef,
-        compiled::{question::Step, select::Selectors, trace::Trace},
-        document::{Action, AuthorizationPolicy, AuthorizationRule, Clause, StringMatch, Test},
+        MeshSettings, ReasonCode, Resources,
+        compiled::{RuleAt, select::Selectors, trace::Trace},
+        document::{Action, AuthorizationPolicy, Labels},
     },
-    registry::{Registry, index::RegisteredWorkload},
+    registry::{Place, Registry, ResourceName, index::RegisteredWorkload},
     spiffe::SpiffeId,
 };
 
@@ -28,12 +32,12 @@ pub(crate) struct Call<'a> {
 }
 
 /// What the policies of a workload say to a call.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Authorization {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Authorization<'a> {
     /// `None`: allowed.
     pub(crate) refusal: Option<Refusal>,
     /// The rule that allowed or denied; where no ALLOW policy matched, the first of them.
-    pub(crate) rule: Option<RuleRef>,
+    pub(crate) rule: Option<RuleAt<'a>>,
 }
 
 /// Why a call is refused.
@@ -55,42 +59,61 @@ impl Refusal {
     }
 }
 
+/// A policy, less what its rules test, which is in the program.
+#[derive(Debug)]
+pub(crate) struct Known {
+    pub(crate) resource: ResourceName,
+    /// Where its name stands.
+    pub(crate) place: Place,
+    pub(crate) selector: Option<Labels>,
+    action: Action,
+    dry_run: bool,
+    rules: Vec<KnownRule>,
+}
+
+#[derive(Debug)]
+struct KnownRule {
+    id: RuleId,
+    place: Place,
+    /// In the file, from 1.
+    number: usize,
+}
+
 /// Every AuthorizationPolicy, and for each workload which of them apply.
 #[derive(Debug)]
 pub(crate) struct Authorizations {
-    policies: Vec<AuthorizationPolicy>,
+    policies: Vec<Known>,
+    program: Program,
     by_workload: Vec<Applying>,
-    /// The mesh's own trust domain and its aliases, which are one to every rule.
-    domains: Vec<Arc<str>>,
 }
 
 /// Numbers of the policies that apply to a workload, in their order.
 #[derive(Clone, Debug, Default)]
 struct Applying {
-    deny: Vec<usize>,
-    allow: Vec<usize>,
+    deny: Box<[u32]>,
+    allow: Box<[u32]>,
     /// Dry runs and AUDIT: told, never enforced.
-    told: Vec<usize>,
+    told: Box<[u32]>,
 }
 
 impl Authorizations {
     /// Finds for each workload of `registry` the policies that apply to it.
     pub(crate) fn new(resources: &Resources, mesh: &MeshSettings, registry: &Registry) -> Self {
-        let policies = resources.authorization_policies.clone();
+        let mut program = Program::new(mesh);
+        let policies: Vec<_> = resources
+            .authorization_policies
+            .iter()
+            .map(|policy| known(policy, &mut program))
+            .collect();
         let selectors = Selectors::new(
             policies
                 .iter()
                 .map(|policy| (&policy.resource.namespace, policy.selector.as_ref())),
         );
-        let aliases = mesh.trust_domain_aliases.iter();
-        let domains = std::iter::once(&mesh.trust_domain)
-            .chain(aliases)
-            .map(|domain| domain.as_str().into())
-            .collect();
         let mut authorizations = Self {
             policies,
+            program,
             by_workload: Vec::new(),
-            domains,
         };
         let workloads = registry.workloads().iter();
         authorizations.by_workload = workloads
@@ -106,7 +129,6 @@ impl Authorizations {
         root: &Arc<str>,
         workload: &RegisteredWorkload,
     ) -> Applying {
-        let mut applying = Applying::default();
         let own = &workload.namespace;
         let namespaces = [Some(own), (root != own).then_some(root)];
         let mut numbers = Vec::new();
@@ -117,19 +139,24 @@ impl Authorizations {
             }));
         }
         numbers.sort_unstable();
+        let (mut deny, mut allow, mut told) = (Vec::new(), Vec::new(), Vec::new());
         for number in numbers {
             let Some(policy) = self.policies.get(number) else {
                 continue;
             };
             let list = match policy.action {
-                _ if policy.dry_run => &mut applying.told,
-                Action::Audit => &mut applying.told,
-                Action::Allow => &mut applying.allow,
-                Action::Deny => &mut applying.deny,
+                _ if policy.dry_run => &mut told,
+                Action::Audit => &mut told,
+                Action::Allow => &mut allow,
+                Action::Deny => &mut deny,
             };
-            list.push(number);
+            list.extend(u32::try_from(number));
         }
-        applying
+        Applying {
+            deny: deny.into(),
+            allow: allow.into(),
+            told: told.into(),
+        }
     }
 
     /// DENY before ALLOW; without an ALLOW policy everything else is allowed (policy.md 5.2).
@@ -138,63 +165,53 @@ impl Authorizations {
         workload: &RegisteredWorkload,
         call: &Call<'_>,
         trace: &mut T,
-    ) -> Authorization {
+    ) -> Authorization<'_> {
         let Some(applying) = self.by_workload.get(workload.number) else {
             return ALLOWED;
         };
+        let asked = Asked::new(call);
         if T::ON {
-            self.tell_unenforced(applying, call, trace);
+            self.tell_unenforced(applying, &asked, trace);
         }
         for policy in self.of(&applying.deny) {
-            match self.matching(policy, call, trace) {
-                Some(rule) => {
-                    return refused(Refusal::Denied, rule_ref(policy, Some(rule)));
-                }
-                None => continue,
+            if let Some(rule) = self.matching(policy, &asked, trace) {
+                return refused(Refusal::Denied, rule_at(policy, Some(rule)));
             }
         }
         let mut allow = self.of(&applying.allow);
         for policy in allow.clone() {
-            if let Some(rule) = self.matching(policy, call, trace) {
+            if let Some(rule) = self.matching(policy, &asked, trace) {
                 return Authorization {
                     refusal: None,
-                    rule: Some(rule_ref(policy, Some(rule))),
+                    rule: Some(rule_at(policy, Some(rule))),
                 };
             }
         }
         match allow.next() {
-            Some(first) => refused(Refusal::NotAllowed, rule_ref(first, None)),
+            Some(first) => refused(Refusal::NotAllowed, rule_at(first, None)),
             None => ALLOWED,
         }
     }
 
-    /// Ports that some rule for the workload tells apart.
+    /// Ports that some enforced rule for the workload tells apart.
     pub(crate) fn ports(&self, workload: &RegisteredWorkload) -> BTreeSet<u16> {
-        let mut ports = BTreeSet::new();
-        for test in self.tests(workload) {
-            if let Test::DestinationPort(values) = test {
-                ports.extend(values);
-            }
-        }
-        ports
+        let rules = self.enforced(workload);
+        rules.flat_map(|rule| self.program.ports(rule.id)).collect()
     }
 
-    /// Source networks that some rule for the workload tells apart.
+    /// Source networks that some enforced rule for the workload tells apart.
     pub(crate) fn networks(&self, workload: &RegisteredWorkload) -> BTreeSet<IpNetwork> {
-        let mut networks = BTreeSet::new();
-        for test in self.tests(workload) {
-            if let Test::SourceIp(values) = test {
-                networks.extend(values);
-            }
-        }
-        networks
+        let rules = self.enforced(workload);
+        rules
+            .flat_map(|rule| self.program.source_networks(rule.id))
+            .collect()
     }
 
     /// The policies that apply to a workload, enforced or told.
     pub(crate) fn applying_to(
         &self,
         workload: &RegisteredWorkload,
-    ) -> impl Iterator<Item = &AuthorizationPolicy> {
+    ) -> impl Iterator<Item = &Known> {
         let applying = self.by_workload.get(workload.number).into_iter();
         applying.flat_map(|applying| {
             self.of(&applying.deny)
@@ -204,199 +221,73 @@ impl Authorizations {
     }
 
     /// Every policy.
-    pub(crate) fn policies(&self) -> &[AuthorizationPolicy] {
+    pub(crate) fn policies(&self) -> &[Known] {
         &self.policies
     }
 
-    fn of<'a>(
-        &'a self,
-        numbers: &'a [usize],
-    ) -> impl Iterator<Item = &'a AuthorizationPolicy> + Clone {
+    fn of<'a>(&'a self, numbers: &'a [u32]) -> impl Iterator<Item = &'a Known> + Clone {
         numbers
             .iter()
-            .filter_map(|number| self.policies.get(*number))
+            .filter_map(|number| self.policies.get(usize::try_from(*number).ok()?))
     }
 
-    /// What the enforced rules of a workload look at.
-    fn tests(&self, workload: &RegisteredWorkload) -> impl Iterator<Item = &Test> {
-        let applying = self.by_workload.get(workload.number);
-        let numbers = applying
-            .into_iter()
-            .flat_map(|applying| applying.deny.iter().chain(&applying.allow));
-        let rules = numbers
-            .filter_map(|number| self.policies.get(*number))
-            .flat_map(|policy| &policy.rules);
-        rules
-            .flat_map(|rule| rule.from.iter().chain(&rule.to).flatten().chain(&rule.when))
-            .map(|clause| &clause.test)
+    /// The enforced rules of a workload.
+    fn enforced(&self, workload: &RegisteredWorkload) -> impl Iterator<Item = &KnownRule> {
+        let applying = self.by_workload.get(workload.number).into_iter();
+        let policies =
+            applying.flat_map(|applying| self.of(&applying.deny).chain(self.of(&applying.allow)));
+        policies.flat_map(|policy| &policy.rules)
     }
 
     /// The first rule of a policy that matches.
     fn matching<'a, T: Trace>(
         &self,
-        policy: &'a AuthorizationPolicy,
-        call: &Call<'_>,
+        policy: &'a Known,
+        asked: &Asked<'_>,
         trace: &mut T,
-    ) -> Option<&'a AuthorizationRule> {
+    ) -> Option<&'a KnownRule> {
         let found = policy
             .rules
             .iter()
-            .find(|rule| self.rule_matches(policy.action, rule, call));
+            .find(|rule| self.program.matches(rule.id, policy.action, asked));
         if T::ON {
-            let why = match found {
-                Some(rule) => format!("its rule {} matches", rule.number),
-                None => self.mismatch(policy, call),
-            };
-            let rule = rule_ref(policy, found);
-            trace.note(Step::Authorization, rule, found.is_some(), why.into());
+            self.tell(policy, found, asked, trace);
         }
         found
     }
-
-    fn rule_matches(&self, action: Action, rule: &AuthorizationRule, call: &Call<'_>) -> bool {
-        let all = |clauses: &Vec<Clause>| {
-            clauses
-                .iter()
-                .all(|clause| self.clause_matches(action, clause, call))
-        };
-        (rule.from.is_empty() || rule.from.iter().any(all))
-            && (rule.to.is_empty() || rule.to.iter().any(all))
-            && all(&rule.when)
-    }
-
-    fn clause_matches(&self, action: Action, clause: &Clause, call: &Call<'_>) -> bool {
-        // Without a port nothing can be said about it: the answer is the one that lets less through (policy.md 0.6).
-        if matches!(clause.test, Test::DestinationPort(_)) && call.port.is_none() {
-            return clause.negated && action == Action::Deny;
-        }
-        self.test_matches(&clause.test, call) != clause.negated
-    }
-
-    fn test_matches(&self, test: &Test, call: &Call<'_>) -> bool {
-        let account = || call.identity?.service_account();
-        match test {
-            Test::DestinationIp(networks) => contains(networks, call.destination),
-            Test::DestinationPort(ports) => call.port.is_some_and(|port| ports.contains(&port)),
-            Test::SourceIp(networks) => contains(networks, call.source),
-            Test::SourceNamespace(values) => {
-                account().is_some_and(|(namespace, _)| any(values, namespace))
-            }
-            Test::SourceServiceAccount(values) => account().is_some_and(|(namespace, account)| {
-                values
-                    .iter()
-                    .any(|known| (&*known.0, &*known.1) == (namespace, account))
-            }),
-            Test::SourcePrincipal(values) => call
-                .identity
-                .is_some_and(|identity| self.principal_matches(values, identity)),
-            Test::SourceTrustDomain(values) => call.identity.is_some_and(|identity| {
-                let domain = identity.trust_domain_str();
-                match self.is_own(domain) {
-                    true => self.domains.iter().any(|domain| any(values, domain)),
-                    false => any(values, domain),
-                }
-            }),
-        }
-    }
-
-    /// An identity of the mesh's own trust domain has that of each alias too.
-    fn principal_matches(&self, values: &[StringMatch], identity: &SpiffeId) -> bool {
-        if any(values, identity.as_principal()) {
-            return true;
-        }
-        self.domains.len() > 1
-            && self.is_own(identity.trust_domain_str())
-            && self
-                .domains
-                .iter()
-                .any(|domain| any(values, &format!("{domain}{}", identity.path())))
-    }
-
-    fn is_own(&self, domain: &str) -> bool {
-        self.domains.iter().any(|own| **own == *domain)
-    }
-
-    fn tell_unenforced<T: Trace>(&self, applying: &Applying, call: &Call<'_>, trace: &mut T) {
-        for policy in self.of(&applying.told) {
-            let found = policy
-                .rules
-                .iter()
-                .find(|rule| self.rule_matches(policy.action, rule, call));
-            let kind = if policy.dry_run { "dry run" } else { "AUDIT" };
-            let why = match found {
-                Some(rule) => format!("{kind}: its rule {} matches, not enforced", rule.number),
-                None => format!("{kind}: no rule matches"),
-            };
-            trace.note(
-                Step::Authorization,
-                rule_ref(policy, found),
-                false,
-                why.into(),
-            );
-        }
-    }
-
-    /// Why no rule of a policy matches: for each the first part that does not.
-    fn mismatch(&self, policy: &AuthorizationPolicy, call: &Call<'_>) -> String {
-        if policy.rules.is_empty() {
-            return "it has no rules, so it allows nothing".into();
-        }
-        let rules = policy.rules.iter().take(MAX_TOLD).map(|rule| {
-            let alone = |from, to, when| AuthorizationRule {
-                from,
-                to,
-                when,
-                place: rule.place.clone(),
-                number: rule.number,
-            };
-            let matches = |part| self.rule_matches(policy.action, &part, call);
-            let part = if !matches(alone(rule.from.clone(), Vec::new(), Vec::new())) {
-                "from"
-            } else if !matches(alone(Vec::new(), rule.to.clone(), Vec::new())) {
-                "to"
-            } else {
-                "when"
-            };
-            format!("rule {}: `{part}` does not match", rule.number)
-        });
-        let mut told = rules.collect::<Vec<_>>().join(", ");
-        if policy.rules.len() > MAX_TOLD {
-            told.push_str(", ...");
-        }
-        told
-    }
 }
 
-const MAX_TOLD: usize = 8;
-const ALLOWED: Authorization = Authorization {
+const ALLOWED: Authorization<'static> = Authorization {
     refusal: None,
     rule: None,
 };
 
-const fn refused(refusal: Refusal, rule: RuleRef) -> Authorization {
+fn known(policy: &AuthorizationPolicy, program: &mut Program) -> Known {
+    let rules = policy.rules.iter().map(|rule| KnownRule {
+        id: program.add(rule),
+        place: rule.place.clone(),
+        number: rule.number,
+    });
+    Known {
+        resource: policy.resource.clone(),
+        place: policy.place.clone(),
+        selector: policy.selector.clone(),
+        action: policy.action,
+        dry_run: policy.dry_run,
+        rules: rules.collect(),
+    }
+}
+
+const fn refused(refusal: Refusal, rule: RuleAt<'_>) -> Authorization<'_> {
     Authorization {
         refusal: Some(refusal),
         rule: Some(rule),
     }
 }
 
-fn rule_ref(policy: &AuthorizationPolicy, rule: Option<&AuthorizationRule>) -> RuleRef {
-    let place = rule.map_or(&policy.place, |rule| &rule.place);
-    RuleRef {
-        resource: policy.resource.clone(),
-        place: place.clone(),
+fn rule_at<'a>(policy: &'a Known, rule: Option<&'a KnownRule>) -> RuleAt<'a> {
+    RuleAt {
+        resource: &policy.resource,
+        place: rule.map_or(&policy.place, |rule| &rule.place),
     }
-}
-
-fn contains(networks: &[IpNetwork], address: IpAddr) -> bool {
-    networks.iter().any(|network| network.contains(address))
-}
-
-fn any(values: &[StringMatch], text: &str) -> bool {
-    values.iter().any(|value| match value {
-        StringMatch::Exact(wanted) => **wanted == *text,
-        StringMatch::Prefix(wanted) => text.starts_with(&**wanted),
-        StringMatch::Present => !text.is_empty(),
-        StringMatch::Suffix(wanted) => text.ends_with(&**wanted),
-    })
 }

@@ -12,7 +12,7 @@ use crate::{
     policy::{
         Resources,
         compiled::{
-            ReasonCode, Why,
+            ReasonCode, RuleAt, Why,
             authorize::Authorizations,
             outcome::{Intent, Outcome, outcome},
             rules::{Choice, Client, Rules},
@@ -66,7 +66,7 @@ pub(crate) struct Decided<'a> {
     /// Secure naming was asked, so that there is a set of identities that may answer.
     pub(crate) is_named: bool,
     /// The destination's; `None` where it is not in the mesh.
-    pub(crate) server: Option<ServerMode>,
+    pub(crate) server: Option<ServerMode<'a>>,
 }
 
 /// The policy of the mesh: settings, rules and registry.
@@ -277,8 +277,8 @@ impl Decider {
             rule: decided.choice.map(|choice| choice.rule_ref()),
             mode_rule: decided
                 .server
-                .as_ref()
-                .and_then(|server| server.rule.clone()),
+                .and_then(|server| server.rule)
+                .map(RuleAt::rule_ref),
             service: decided.service.map(|service| service.host.to_string()),
             accepted: self.accepted(decided).into_iter().collect(),
         })

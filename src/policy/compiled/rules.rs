@@ -64,7 +64,7 @@ impl Choice<'_> {
 /// Every DestinationRule, by namespace and host, oldest first.
 #[derive(Debug)]
 pub(crate) struct Rules {
-    by_namespace: BTreeMap<Arc<str>, Hosts>,
+    by_namespace: HashMap<Arc<str>, Hosts>,
     root: Arc<str>,
 }
 
@@ -90,7 +90,7 @@ enum Pool {
 
 impl Rules {
     pub(crate) fn new(rules: &[DestinationRule], root: &Arc<str>) -> Self {
-        let mut by_namespace: BTreeMap<Arc<str>, Hosts> = BTreeMap::new();
+        let mut by_namespace: HashMap<Arc<str>, Hosts> = HashMap::new();
         for rule in rules {
             let namespace = Arc::clone(&rule.resource.namespace);
             by_namespace
@@ -144,7 +144,8 @@ impl Rules {
 
     /// Every rule, by namespace and host, oldest first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &DestinationRule> {
-        self.by_namespace.values().flat_map(Hosts::in_order)
+        let sorted: BTreeMap<_, _> = self.by_namespace.iter().collect();
+        sorted.into_values().flat_map(Hosts::in_order)
     }
 
     /// Rules of a namespace whose host covers `host`, the most specific host first, then the oldest rule.

@@ -24,7 +24,7 @@ impl Decider {
         workload: &RegisteredWorkload,
         address: IpAddr,
         port: Option<u16>,
-    ) -> ServerMode {
+    ) -> ServerMode<'_> {
         self.modes
             .mode(&self.registry, workload, (address, port), &mut Silent)
     }
@@ -35,7 +35,7 @@ impl Decider {
         endpoint: &RegisteredWorkload,
         to: To,
         trace: &mut T,
-    ) -> Option<ServerMode> {
+    ) -> Option<ServerMode<'_>> {
         endpoint.mesh_capable.then(|| {
             self.modes
                 .mode(&self.registry, endpoint, (to.address, to.port), trace)

@@ -9,8 +9,8 @@ use hashbrown::HashMap;
 use self::story::tell_won;
 use crate::{
     policy::{
-        MeshSettings, Mode, Resources, RuleRef,
-        compiled::{question::Step, select::Selectors, trace::Trace},
+        MeshSettings, Mode, Resources,
+        compiled::{RuleAt, question::Step, select::Selectors, trace::Trace},
         document::{MeshPolicy, PeerAuthentication, Placed, Policy, PortSelector},
     },
     registry::{
@@ -21,12 +21,12 @@ use crate::{
 };
 
 /// A mode, and the rule that gives it.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct ServerMode {
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct ServerMode<'a> {
     /// What the server accepts.
     pub(crate) mode: Mode,
     /// None: the setting `default_mode`, or a PeerAuthentication that says nothing.
-    pub(crate) rule: Option<RuleRef>,
+    pub(crate) rule: Option<RuleAt<'a>>,
 }
 
 /// Every policy about modes, and for each workload which of them apply.
@@ -131,7 +131,7 @@ impl Modes {
         workload: &RegisteredWorkload,
         (address, port): (IpAddr, Option<u16>),
         trace: &mut T,
-    ) -> ServerMode {
+    ) -> ServerMode<'_> {
         let levels = self.levels_of(workload);
         if !levels.is_empty() {
             let mode = self.authenticated(levels, port);
@@ -152,7 +152,7 @@ impl Modes {
     }
 
     /// What holds where nothing narrower does.
-    pub(crate) fn mesh_mode(&self) -> ServerMode {
+    pub(crate) fn mesh_mode(&self) -> ServerMode<'_> {
         match self.selectors.whole(&self.root).first() {
             Some(&number) => self.authenticated(
                 Levels {
@@ -209,7 +209,7 @@ impl Modes {
     }
 
     /// Wide to narrow, each level that is not UNSET replaces the mode; a port of the workload's own policy comes last.
-    fn authenticated(&self, levels: Levels, port: Option<u16>) -> ServerMode {
+    fn authenticated(&self, levels: Levels, port: Option<u16>) -> ServerMode<'_> {
         let mut mode = ServerMode {
             mode: Mode::Permissive,
             rule: None,
@@ -230,16 +230,16 @@ impl Modes {
     }
 
     /// The first generation: each service that the packet may be for has a mode, and the strictest counts.
-    fn by_service<T: Trace>(
-        &self,
+    fn by_service<'a, T: Trace>(
+        &'a self,
         registry: &Registry,
         workload: &RegisteredWorkload,
         (address, port): (IpAddr, Option<u16>),
         trace: &mut T,
-    ) -> ServerMode {
+    ) -> ServerMode<'a> {
         let services = registry.every_service_at(address, workload.address);
-        let mut strictest: Option<ServerMode> = None;
-        let mut take = |mode: ServerMode| {
+        let mut strictest: Option<ServerMode<'a>> = None;
+        let mut take = |mode: ServerMode<'a>| {
             if strictest
                 .as_ref()
                 .is_none_or(|known| mode.mode > known.mode)
@@ -273,7 +273,7 @@ impl Modes {
         service: &Service,
         port: Option<&ServicePort>,
         trace: &mut T,
-    ) -> ServerMode {
+    ) -> ServerMode<'_> {
         let mut for_port = None;
         let mut for_whole = None;
         for policy in self.targeting(service) {
@@ -288,7 +288,12 @@ impl Modes {
                 for_whole = for_whole.or(Some(policy));
             } else if T::ON {
                 let why = "it targets other ports of the service";
-                trace.note(Step::ServerMode, policy_ref(policy), false, why.into());
+                trace.note(
+                    Step::ServerMode,
+                    policy_ref(policy).rule_ref(),
+                    false,
+                    why.into(),
+                );
             }
         }
         match for_port.or(for_whole) {
@@ -308,7 +313,7 @@ impl Modes {
             .filter(|policy| policy.resource.namespace == *service.namespace())
     }
 
-    fn namespace_level(&self, namespace: &str) -> ServerMode {
+    fn namespace_level(&self, namespace: &str) -> ServerMode<'_> {
         let policy = self.by_namespace.get(namespace);
         match policy.and_then(|number| self.policies.get(*number)) {
             Some(policy) => ServerMode {
@@ -319,7 +324,7 @@ impl Modes {
         }
     }
 
-    fn mesh_level(&self) -> ServerMode {
+    fn mesh_level(&self) -> ServerMode<'_> {
         match &self.mesh_policy {
             Some(policy) => ServerMode {
                 mode: policy.mode.value,
@@ -338,7 +343,7 @@ impl Modes {
         registry: &Registry,
         workload: &RegisteredWorkload,
         address: IpAddr,
-    ) -> Vec<RuleRef> {
+    ) -> Vec<RuleAt<'_>> {
         if self.policies.is_empty() && self.mesh_policy.is_none() {
             return Vec::new();
         }
@@ -406,7 +411,7 @@ fn is_port(wanted: &Placed<PortSelector>, port: Option<&ServicePort>) -> bool {
 }
 
 /// A level that is not UNSET replaces the mode.
-fn set(mode: &mut ServerMode, resource: &ResourceName, given: &Placed<Option<Mode>>) {
+fn set<'a>(mode: &mut ServerMode<'a>, resource: &'a ResourceName, given: &'a Placed<Option<Mode>>) {
     if let Some(value) = given.value {
         *mode = ServerMode {
             mode: value,
@@ -415,13 +420,10 @@ fn set(mode: &mut ServerMode, resource: &ResourceName, given: &Placed<Option<Mod
     }
 }
 
-fn policy_ref(policy: &Policy) -> RuleRef {
+fn policy_ref(policy: &Policy) -> RuleAt<'_> {
     rule_ref(&policy.resource, &policy.mode.place)
 }
 
-fn rule_ref(resource: &ResourceName, place: &Place) -> RuleRef {
-    RuleRef {
-        resource: resource.clone(),
-        place: place.clone(),
-    }
+const fn rule_ref<'a>(resource: &'a ResourceName, place: &'a Place) -> RuleAt<'a> {
+    RuleAt { resource, place }
 }

@@ -16,7 +16,7 @@ impl Modes {
         &self,
         workload: &RegisteredWorkload,
         levels: Levels,
-        won: &ServerMode,
+        won: &ServerMode<'_>,
         trace: &mut T,
     ) {
         if won.rule.is_some() {
@@ -48,7 +48,7 @@ impl Modes {
                     Some(_) => "a narrower one gives the mode".into(),
                 };
                 let rule = rule_ref(&known.resource, &known.mode.place);
-                trace.note(Step::ServerMode, rule, false, why);
+                trace.note(Step::ServerMode, rule.rule_ref(), false, why);
             }
         }
         let in_root = self
@@ -62,7 +62,7 @@ impl Modes {
         {
             let why = "a selector in the root namespace is ignored";
             let rule = rule_ref(&known.resource, &known.mode.place);
-            trace.note(Step::ServerMode, rule, false, why.into());
+            trace.note(Step::ServerMode, rule.rule_ref(), false, why.into());
         }
     }
 
@@ -76,7 +76,7 @@ impl Modes {
     ) {
         let why = "a PeerAuthentication applies to the workload, so v1alpha1 is ignored for it";
         for rule in self.replaced(registry, workload, address) {
-            trace.note(Step::ServerMode, rule, false, why.into());
+            trace.note(Step::ServerMode, rule.rule_ref(), false, why.into());
         }
     }
 
@@ -84,19 +84,24 @@ impl Modes {
         for service in services {
             for policy in self.targeting(service) {
                 let why = "another policy comes first or is stricter";
-                trace.note(Step::ServerMode, policy_ref(policy), false, why.into());
+                trace.note(
+                    Step::ServerMode,
+                    policy_ref(policy).rule_ref(),
+                    false,
+                    why.into(),
+                );
             }
             let wider = self.namespace_level(service.namespace());
             for rule in [wider.rule, self.mesh_level().rule].into_iter().flatten() {
                 let why = "a narrower policy replaces it";
-                trace.note(Step::ServerMode, rule, false, why.into());
+                trace.note(Step::ServerMode, rule.rule_ref(), false, why.into());
             }
         }
     }
 }
 
-pub(super) fn tell_won<T: Trace>(mode: &ServerMode, why: &'static str, trace: &mut T) {
+pub(super) fn tell_won<T: Trace>(mode: &ServerMode<'_>, why: &'static str, trace: &mut T) {
     if let Some(rule) = &mode.rule {
-        trace.note(Step::ServerMode, rule.clone(), true, why.into());
+        trace.note(Step::ServerMode, rule.rule_ref(), true, why.into());
     }
 }
