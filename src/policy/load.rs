@@ -28,6 +28,8 @@ use std::{
     sync::Arc,
 };
 
+use hashbrown::HashMap;
+
 use self::{
     head::{Head, KINDS, Kind},
     read::Map,
@@ -58,7 +60,7 @@ pub fn load(
 ) -> (Option<Resources>, Vec<Diagnostic>) {
     let mut loader = Loader {
         mesh,
-        seen: BTreeMap::new(),
+        seen: HashMap::new(),
         foreign: BTreeSet::new(),
         loaded: Loaded::default(),
     };
@@ -96,8 +98,8 @@ const LIST: &[&str] = &["apiVersion", "kind", "metadata", "items"];
 
 struct Loader<'m> {
     mesh: &'m MeshSettings,
-    /// Group and name of every resource so far, and where its name stands. The version does not tell resources apart.
-    seen: BTreeMap<(&'static str, ResourceName), Place>,
+    /// Every resource so far, and where its name stands. The version does not tell resources apart, and a kind has one group.
+    seen: HashMap<ResourceName, Place>,
     /// Foreign kinds already mentioned.
     foreign: BTreeSet<String>,
     loaded: Loaded,
@@ -184,15 +186,14 @@ impl Loader<'_> {
             return;
         };
         if paired {
-            self.note(kind, &head, report);
+            self.note(&head, report);
         }
         self.spec(kind, &root, &head, report);
     }
 
-    fn note(&mut self, kind: &'static Kind, head: &Head<'_, '_>, report: &mut Report<'_>) {
+    fn note(&mut self, head: &Head<'_, '_>, report: &mut Report<'_>) {
         let place = report.place(head.name_mark);
-        let key = (kind.group, head.resource.clone());
-        if let Some(first) = self.seen.get(&key) {
+        if let Some(first) = self.seen.get(&head.resource) {
             let message = format!("{} is declared twice", Quoted(&head.resource.to_string()));
             let found = Diagnostic::new(&codes::DUPLICATE_RESOURCE, message)
                 .with_label(format!("first at {first}"));
@@ -201,7 +202,7 @@ impl Loader<'_> {
                 found.with_help("remove one of them, or give it another name"),
             );
         } else {
-            self.seen.insert(key, place);
+            self.seen.insert(head.resource.clone(), place);
         }
     }
 
