@@ -331,7 +331,7 @@ fn settings(choices: &mut Choices<'_>) -> MeshSettings {
     if choices.chance(50) {
         settings.unknown_destination = UnknownDestination::Pass;
     }
-    if choices.chance(35) {
+    if choices.chance(60) {
         let aliases = choices.some(ALIASES);
         settings.trust_domain_aliases = aliases.iter().map(|name| name.parse().unwrap()).collect();
     }

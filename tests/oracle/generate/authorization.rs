@@ -21,7 +21,7 @@ const BLOCKS: &[&str] = &[
 ];
 
 pub(super) fn add(choices: &mut Choices<'_>, resources: &mut Resources) {
-    if choices.chance(45) {
+    if choices.chance(35) {
         return;
     }
     for index in 0..1 + choices.below(3) {
@@ -73,11 +73,11 @@ fn rule(choices: &mut Choices<'_>, number: usize) -> AuthorizationRule {
 fn source(choices: &mut Choices<'_>) -> Vec<Clause> {
     let mut clauses: Vec<Clause> = Vec::new();
     for _ in 0..1 + choices.below(2) {
-        let test = match choices.below(5) {
-            0 => Test::SourcePrincipal(principals(choices)),
-            1 => Test::SourceNamespace(namespaces(choices)),
-            2 => Test::SourceIp(blocks(choices)),
-            3 => Test::SourceTrustDomain(trust_domains(choices)),
+        let test = match choices.below(7) {
+            0..3 => Test::SourcePrincipal(principals(choices)),
+            3 => Test::SourceNamespace(namespaces(choices)),
+            4 => Test::SourceIp(blocks(choices)),
+            5 => Test::SourceTrustDomain(trust_domains(choices)),
             _ => accounts(choices),
         };
         push(&mut clauses, choices, test);
@@ -130,7 +130,7 @@ fn discriminant(test: &Test) -> std::mem::Discriminant<Test> {
 }
 
 fn principals(choices: &mut Choices<'_>) -> Vec<StringMatch> {
-    let trust_domain = choices.name(&["cluster.local", "cluster.local", ALIASES[0], "other"]);
+    let trust_domain = choices.name(&["cluster.local", ALIASES[0], ALIASES[0], "other"]);
     let namespace = choices.name(&NAMESPACES[..2]);
     let account = choices.name(ACCOUNTS);
     let all = [
