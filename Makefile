@@ -2,7 +2,7 @@
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
 CARGO ?= cargo
 
-.PHONY: demo test check fmt clippy doc unit netns shell deny advisories bench fix
+.PHONY: demo test check fmt clippy doc unit netns shell deny advisories bench fuzz fix
 
 ## demo: the main job on real hosts-in-namespaces, every claim checked (about two minutes after the build)
 demo:
@@ -38,7 +38,7 @@ netns:
 	netns/unchanged.sh $(CARGO) test --locked --test netns
 
 shell:
-	shellcheck -x .ci/run .ci/setup $$(git ls-files 'netns/*.sh')
+	shellcheck -x .ci/run .ci/setup $$(git ls-files 'netns/*.sh' 'fuzz/*.sh')
 
 deny:
 	cargo-deny --locked check bans licenses sources
@@ -50,6 +50,11 @@ advisories:
 ## bench: the hot paths; compare only what one run measured
 bench:
 	$(CARGO) bench --locked
+
+## fuzz: a minute each for the loader and for the matcher against its judge, then the bombs against the clock
+fuzz:
+	fuzz/run.sh
+	IDENTUN_BOMBS_TIMED=1 $(CARGO) test --release --locked --test policy_bombs -- --nocapture
 
 fix:
 	$(CARGO) fmt
