@@ -2,8 +2,8 @@
 //! policy means it.
 
 use std::{
-    io::ErrorKind,
-    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    io::{ErrorKind, Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
 };
 
 use identun::{
@@ -262,6 +262,30 @@ fn rows() -> Vec<(&'static str, Steering, Expected)> {
     ]
 }
 
+/// A UDP question and a TCP connection from the host, to which the other side goes on talking after a loss of conntrack's
+/// memory.
+fn download(wire: &Wire, host: IpAddr, there: SocketAddr) {
+    let answerer = wire.enter(|| UdpSocket::bind(there).unwrap());
+    let listener = wire.enter(|| TcpListener::bind(there).unwrap());
+    let asker = UdpSocket::bind((host, 0)).unwrap();
+    let mut stream = TcpStream::connect_timeout(&there, PATIENCE).unwrap();
+    let (mut served, _) = listener.accept().unwrap();
+    for socket in [&answerer, &asker] {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut buffer = [0; 16];
+    asker.send_to(b"question", there).unwrap();
+    let (_, from) = answerer.recv_from(&mut buffer).unwrap();
+    for _ in 0..2 {
+        run("conntrack -F");
+        answerer.send_to(b"answer", from).unwrap();
+        asker.recv(&mut buffer).unwrap();
+        served.write_all(b"answer..").unwrap();
+        stream.read_exact(&mut buffer[..8]).unwrap();
+    }
+}
+
 #[test]
 fn a_kernel_takes_the_plaintext_that_policy_lets_in() {
     in_namespace(
@@ -298,8 +322,10 @@ fn a_kernel_takes_the_plaintext_that_policy_lets_in() {
                             assert_eq!(taken, said, "{name}: {kind:?} from {source}");
                         }
                     }
-                    // what the host opens itself goes on, also when conntrack forgets it, and to whom it refuses
-                    exchange(&wire, here.address, (ip(OUTSIDERS[family]), 123).into());
+                    // what the host opens itself goes on, also when conntrack forgets it, and with whom it refuses
+                    let there = SocketAddr::new(ip(OUTSIDERS[family]), 123);
+                    exchange(&wire, here.address, there);
+                    download(&wire, here.address, there);
                 }
             }
             host::update_rules(&settings, &installed, &Steering::default()).unwrap();
@@ -318,6 +344,72 @@ fn a_kernel_takes_the_plaintext_that_policy_lets_in() {
             }
             block_on(host::down(&settings)).unwrap();
             run(&format!("ip link del {TUN}"));
+        },
+    );
+}
+
+/// A workload in a namespace of its own, behind the host.
+const WORKLOADS: [&str; 2] = ["10.78.0.2", "fd78::2"];
+
+fn workload(wire: &Wire) -> Wire {
+    let inside = Wire::apart();
+    run(&format!(
+        "ip link add idt-host-w0 type veth peer name idt-host-w1 netns {}",
+        inside.pid()
+    ));
+    run("ip addr add 10.78.0.1/24 dev idt-host-w0; ip addr add fd78::1/64 dev idt-host-w0 nodad");
+    run("ip link set idt-host-w0 up");
+    run("echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding");
+    inside.enter(|| {
+        run("ip link set lo up; ip link set idt-host-w1 up; ip addr add 10.78.0.2/24 dev idt-host-w1");
+        run("ip addr add fd78::2/64 dev idt-host-w1 nodad");
+        run("ip route add default via 10.78.0.1; ip -6 route add default via fd78::1");
+    });
+    wire.enter(|| {
+        run("ip route add 10.78.0.0/24 via 10.77.0.1; ip -6 route add fd78::/64 via fd77::1");
+    });
+    inside
+}
+
+#[test]
+fn a_forwarded_workload_is_screened_like_the_host() {
+    in_namespace(
+        "screen::a_forwarded_workload_is_screened_like_the_host",
+        || {
+            let wire = Wire::new();
+            let inside = workload(&wire);
+            let mut settings = settings();
+            settings.workload_interfaces = vec!["idt-host-w0".into()];
+            let mut steering = Steering::default();
+            steering.exempt.insert((17, EXEMPT));
+            for (workload, outsider) in WORKLOADS.map(ip).into_iter().zip(OUTSIDERS.map(ip)) {
+                steering
+                    .refuse_port
+                    .insert((outsider.into(), workload, 80, 443));
+                steering.refuse_portless.insert((outsider.into(), workload));
+                for protocol in [6, 17, 132] {
+                    steering.strict_port.insert((workload, protocol, 443));
+                }
+            }
+            host::install_rules(&settings, &steering).unwrap();
+            tun();
+            block_on(host::install_routes(&settings)).unwrap();
+            for (family, address) in WORKLOADS.map(ip).into_iter().enumerate() {
+                let here = inside.enter(|| Host::new(address));
+                for source in [ip(PEERS[family]), ip(OUTSIDERS[family])] {
+                    for kind in [
+                        (6, Some(80)),
+                        (17, Some(80)),
+                        (6, Some(443)),
+                        (6, Some(9000)),
+                        (1, None),
+                    ] {
+                        let taken = here.takes(&wire, source, kind);
+                        let said = steering.accepts_plaintext(source, address, kind.0, kind.1);
+                        assert_eq!(taken, said, "{kind:?} from {source} to {address}");
+                    }
+                }
+            }
         },
     );
 }

@@ -37,6 +37,25 @@ pub(crate) struct Wire(Child);
 
 impl Wire {
     pub(crate) fn new() -> Self {
+        let wire = Self::apart();
+        let pid = wire.pid();
+        run(&format!(
+            "ip link add idt-host-a type veth peer name idt-host-b netns {pid}"
+        ));
+        run("ip addr add 10.77.0.1/24 dev idt-host-a; ip addr add fd77::1/64 dev idt-host-a nodad");
+        run("ip link set idt-host-a up");
+        wire.enter(|| {
+            run("ip link set lo up; ip link set idt-host-b up");
+            for address in ["10.77.0.2/24", "10.77.0.3/24", "fd77::2/64", "fd77::3/64"] {
+                let nodad = if address.contains(':') { "nodad" } else { "" };
+                run(&format!("ip addr add {address} dev idt-host-b {nodad}"));
+            }
+        });
+        wire
+    }
+
+    /// A namespace that nothing leads to.
+    pub(crate) fn apart() -> Self {
         let child = Command::new("unshare")
             .args(["-n", "sleep", "600"])
             .spawn()
@@ -46,20 +65,12 @@ impl Wire {
         while namespace(&pid) == namespace("self") {
             thread::yield_now();
         }
-        run(&format!(
-            "ip link add idt-host-a type veth peer name idt-host-b netns {pid}"
-        ));
-        run("ip addr add 10.77.0.1/24 dev idt-host-a; ip addr add fd77::1/64 dev idt-host-a nodad");
-        run("ip link set idt-host-a up");
-        let wire = Self(child);
-        wire.enter(|| {
-            run("ip link set lo up; ip link set idt-host-b up");
-            for address in ["10.77.0.2/24", "10.77.0.3/24", "fd77::2/64", "fd77::3/64"] {
-                let nodad = if address.contains(':') { "nodad" } else { "" };
-                run(&format!("ip addr add {address} dev idt-host-b {nodad}"));
-            }
-        });
-        wire
+        Self(child)
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
     }
 
     /// Runs something over there; sockets it makes stay there.
