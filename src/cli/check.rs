@@ -35,14 +35,8 @@ pub(super) struct Arguments {
 /// The files that are looked at.
 #[derive(Debug, clap::Args)]
 pub(super) struct Input {
-    /// The daemon's configuration, with everything it names
-    #[arg(
-        long,
-        short,
-        env = "IDENTUN_CONFIG",
-        value_name = "FILE",
-        conflicts_with = "files"
-    )]
+    /// The daemon's configuration, with everything it names [env: IDENTUN_CONFIG]
+    #[arg(long, short, value_name = "FILE", conflicts_with = "files")]
     config: Option<PathBuf>,
     /// Policy files or folders, with default settings; - is stdin
     #[arg(value_name = "POLICY")]
@@ -62,7 +56,10 @@ impl Input {
     /// Loads and compiles the files, and returns everything there is to say about them.
     pub(super) fn report(&self) -> Report {
         let result = if self.files.is_empty() {
-            let path = self.config.clone().unwrap_or_else(|| DEFAULT_CONFIG.into());
+            // Not by clap: a variable that is set must not conflict with files that are named.
+            let usual = || std::env::var_os("IDENTUN_CONFIG").map(PathBuf::from);
+            let path = self.config.clone().or_else(usual);
+            let path = path.unwrap_or_else(|| DEFAULT_CONFIG.into());
             Configuration::load(&path, None, 1, unix_now()).map(report_configuration)
         } else {
             let checked = Configuration::check_policies(&self.files);
