@@ -17,6 +17,7 @@ mod flows;
 mod outcomes;
 mod policies;
 mod reload;
+mod schema;
 mod status;
 mod table;
 mod tls_check;
@@ -134,6 +135,8 @@ enum Command {
     Explain(explain::Arguments),
     /// Read the configuration again, all or nothing
     Reload(reload::Arguments),
+    /// Show the fields of a kind of policy, or its JSON Schema
+    Schema(schema::Arguments),
     /// Show health, tunnels, flows, identities and drops
     Status(status::Arguments),
     /// Compare what servers accept with what clients send, service by service
@@ -203,6 +206,7 @@ fn dispatch(arguments: Arguments, out: &mut dyn Write) -> anyhow::Result<Exit> {
         Command::Down(arguments) => down::run(&arguments, out),
         Command::Explain(arguments) => explain::run(&arguments, out),
         Command::Reload(_) => reload::run(&context, out),
+        Command::Schema(arguments) => schema::run(&arguments, out),
         Command::Status(arguments) => status::run(&arguments, &context, out),
         Command::TlsCheck(arguments) => tls_check::run(&arguments, out),
         Command::Version(arguments) => version::run(&arguments, out),

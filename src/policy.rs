@@ -9,6 +9,7 @@ pub mod explain;
 pub mod help;
 pub mod load;
 pub mod render;
+pub mod schema;
 pub mod settings;
 pub mod steering;
 pub mod suppress;

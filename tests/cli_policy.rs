@@ -634,3 +634,35 @@ fn tls_check_lists_every_port_and_tells_endpoints_apart() {
         said.errors
     );
 }
+
+#[test]
+fn schema_lists_kinds_describes_fields_and_prints_json_schema() {
+    let dir = tempfile::tempdir().unwrap();
+    let schema = |arguments: &[&str]| identun(dir.path(), &[&["schema"], arguments].concat(), "");
+    let list = schema(&[]);
+    for kind in identun::policy::schema::KINDS {
+        list.has(kind.name);
+        let said = schema(&[kind.name]);
+        assert_eq!(said.code, 0);
+        for line in said.text.lines().chain(list.text.lines()) {
+            assert!(line.chars().count() <= 80, "{}: {line}", kind.name);
+        }
+        let json = schema(&[&kind.name.to_lowercase(), "-o", "json"]).json();
+        assert_eq!(json["title"], kind.name);
+        assert_eq!(json["additionalProperties"], false);
+    }
+    schema(&["PeerAuthentication"]).has("mode <UNSET | DISABLE | PERMISSIVE | STRICT>");
+    let all = schema(&["--all"]).json();
+    assert_eq!(
+        all["$schema"],
+        "https://json-schema.org/draft/2020-12/schema"
+    );
+    assert_eq!(all["$defs"].as_object().unwrap().len(), 7);
+    let said = schema(&["Polcy"]);
+    assert_eq!(said.code, 2);
+    assert!(
+        said.errors.contains("there is no kind `Polcy`"),
+        "{}",
+        said.errors
+    );
+}
