@@ -114,25 +114,18 @@ impl Boundary<'_> {
                 flow.protocol,
                 flow.service_port(),
             ),
-            (false, true) => !self.accepts(flow),
+            (false, true) => !self.steering.accepts_plaintext(
+                flow.source,
+                flow.destination,
+                flow.protocol,
+                flow.service_port(),
+            ),
             (true, true) | (false, false) => false,
         }
     }
 
     fn is_here(&self, address: IpAddr) -> bool {
         self.facts.underlay.contains(&address) || self.steering.local.contains(&address)
-    }
-
-    /// A flow that somebody else opened to a local workload.
-    fn accepts(&self, flow: &FiveTuple) -> bool {
-        let strict = self.steering.strict_all.contains(&flow.destination);
-        let Some(port) = flow.service_port() else {
-            return !strict;
-        };
-        let exact = (flow.destination, flow.protocol, port);
-        self.steering.exempt.contains(&(flow.protocol, port))
-            || !self.steering.strict_port.contains(&exact)
-                && (!strict || self.steering.permissive_port.contains(&exact))
     }
 }
 
@@ -192,12 +185,14 @@ mod tests {
         // what is not of this host
         assert!(!forbids(tcp, (outside, 40_000), (peer, 80)));
         steering.strict_all.clear();
+        let net = "192.0.2.0/24".parse().unwrap();
+        steering.refuse_port.insert((net, here, 9_000, 9_999));
         steering.strict_port.insert((here, tcp, 443));
         let boundary = Boundary {
             steering: &steering,
             facts: &facts,
         };
-        for (port, forbidden) in [(443, true), (444, false)] {
+        for (port, forbidden) in [(443, true), (444, false), (9_443, true)] {
             let flow = FiveTuple {
                 protocol: tcp,
                 source: outside,
