@@ -156,6 +156,7 @@ fn sixty_reloads_lose_no_packet_of_others_and_let_none_out() {
                 ("client", rig.start("client")),
             ];
             let heard = receive();
+            let stop = Arc::new(AtomicBool::new(false));
             let capture = Capture::start();
             let sender = numbered(Arc::clone(&stop));
             wait_for("the tunnel", || heard.load(Ordering::Relaxed) > 100);

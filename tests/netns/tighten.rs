@@ -143,12 +143,15 @@ fn tighten(rig: &Rig, policy: &str, order: [&'static str; 2]) {
         wait_for("the tighter policy", || generation(rig, host) == 2);
     };
     strict(order[0]);
+    let started = Instant::now();
     for connection in quiet {
         connection.ended();
     }
     for writer in writers {
         writer.join().unwrap();
     }
+    let waited = started.elapsed();
+    assert!(waited < PATIENCE / 2, "a writer learnt it after {waited:?}");
     strict(order[1]);
     let capture = Capture::start();
     for address in [SERVER_4, SERVER_6] {
