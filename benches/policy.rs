@@ -4,9 +4,9 @@
 //! hundred namespaces.
 
 #![expect(
-    clippy::unwrap_used,
+    clippy::disallowed_methods,
     clippy::print_stdout,
-    missing_docs,
+    clippy::unwrap_used,
     reason = "a bench that cannot begin ends, and tells figures that criterion has no place for"
 )]
 

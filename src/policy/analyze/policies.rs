@@ -195,7 +195,7 @@ fn both_generations(
                 rule.resource, workload.address, known.resource
             );
             found.push(
-                at(&codes::BOTH_GENERATIONS, message, &rule.place)
+                at(&codes::BOTH_GENERATIONS, message, rule.place)
                     .with_label(format!("replaced at {}", known.place))
                     .with_help("a PeerAuthentication replaces the older kinds where it applies"),
             );
