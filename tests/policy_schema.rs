@@ -30,7 +30,7 @@ fn the_loader_knows_exactly_the_fields_of_the_schema() {
         for (path, object) in objects(&root) {
             let known = object["properties"].as_object().unwrap();
             for word in &words {
-                let value = known.get(word).map_or(json!({}), smallest);
+                let value = known.get(word).map_or_else(|| json!({}), smallest);
                 let document = with_field(&root, &path, word, value);
                 let unknown = load_json(&document).iter().any(|found| {
                     found.code == "IDT0201"
@@ -376,7 +376,7 @@ fn with_field(root: &Value, path: &[Step], name: &str, value: Value) -> Value {
             Some((Step::Field(field), rest)) => {
                 let inside = schema["properties"]
                     .get(field)
-                    .unwrap_or(&schema["additionalProperties"]);
+                    .unwrap_or_else(|| &schema["additionalProperties"]);
                 here[field] = build(inside, rest, name, value);
             }
         }
@@ -399,7 +399,9 @@ fn smallest(schema: &Value) -> Value {
     if let Some(words) = schema.get("enum") {
         return words[0].clone();
     }
-    let kind = schema["type"].as_str().or(schema["type"][0].as_str());
+    let kind = schema["type"]
+        .as_str()
+        .or_else(|| schema["type"][0].as_str());
     match kind.unwrap_or_default() {
         "object" => {
             let mut fields = Map::new();
