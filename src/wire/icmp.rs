@@ -1,4 +1,4 @@
-//! Resets and ICMP errors that answer a packet which goes nowhere, emitted by smoltcp.
+//! Resets and ICMP errors that answer a packet which goes nowhere, or end a connection; emitted by smoltcp.
 //!
 //! An answer's source is the packet's destination, so that it passes reverse-path filters. There is none about ICMP
 //! errors, non-first fragments, and packets from or to anything but one host (RFC 1122 §3.2.2, RFC 4443 §2.4 (e)).
@@ -14,6 +14,7 @@ use smoltcp::{
 };
 
 use crate::wire::{
+    FiveTuple,
     field::get32,
     packet::{ICMP_HEADER, IPV4_HEADER, IPV6_HEADER, Packet},
 };
@@ -35,17 +36,23 @@ pub fn reset(packet: &Packet<'_>) -> Option<Vec<u8>> {
     let (sequence, acknowledgment) = if flags.is_ack() {
         (get32(segment, 8)?, None)
     } else {
-        // What the whole segment took of sequence space cannot be told from a fragment of it.
-        packet.fragment().is_none().then_some(())?;
-        let payload = packet.bytes().len().checked_sub(packet.payload_offset())?;
-        let taken =
-            u32::try_from(payload).ok()? + u32::from(flags.is_syn()) + u32::from(flags.is_fin());
-        (0, Some(get32(segment, 4)?.wrapping_add(taken)))
+        (0, Some(packet.tcp_end()?.0))
     };
-    let tuple = packet.five_tuple();
+    emit_reset(&packet.five_tuple().reversed(), sequence, acknowledgment)
+}
+
+/// The RST into an established connection: from the source of `tuple` to its destination, with the sequence number that
+/// the destination expects next. With another one inside its window it answers with an acknowledgment, which [`reset`]
+/// can answer exactly (RFC 5961 §3.2). `None` where the two addresses are of different versions.
+pub fn reset_established(tuple: &FiveTuple, next_sequence: u32) -> Option<Vec<u8>> {
+    (tuple.source.is_ipv4() == tuple.destination.is_ipv4()).then_some(())?;
+    emit_reset(tuple, next_sequence, None)
+}
+
+fn emit_reset(tuple: &FiveTuple, sequence: u32, acknowledgment: Option<u32>) -> Option<Vec<u8>> {
     let reset = TcpRepr {
-        src_port: tuple.destination_port,
-        dst_port: tuple.source_port,
+        src_port: tuple.source_port,
+        dst_port: tuple.destination_port,
         control: TcpControl::Rst,
         seq_number: sequence_number(sequence),
         ack_number: acknowledgment.map(sequence_number),
@@ -57,7 +64,8 @@ pub fn reset(packet: &Packet<'_>) -> Option<Vec<u8>> {
         timestamp: None,
         payload: &[],
     };
-    answer_to(packet, IpProtocol::Tcp, reset.buffer_len(), |answer, ip| {
+    let ends = (tuple.source, tuple.destination);
+    emit_packet(ends, IpProtocol::Tcp, reset.buffer_len(), |answer, ip| {
         let (source, destination) = (ip.src_addr(), ip.dst_addr());
         let mut segment = TcpPacket::new_unchecked(answer);
         reset.emit(
@@ -126,7 +134,8 @@ fn error(
     };
     let bytes = packet.bytes();
     let quote = bytes.get(..room).unwrap_or(bytes);
-    answer_to(packet, protocol, ICMP_HEADER + quote.len(), |answer, ip| {
+    let ends = (packet.destination(), packet.source());
+    emit_packet(ends, protocol, ICMP_HEADER + quote.len(), |answer, ip| {
         if let Some((_, body)) = answer.split_at_mut_checked(ICMP_HEADER) {
             body.copy_from_slice(quote);
         }
@@ -162,15 +171,14 @@ fn is_between_hosts(packet: &Packet<'_>) -> bool {
         })
 }
 
-/// An IP packet from the packet's destination to its source, with `len` bytes that `emit` fills.
-fn answer_to(
-    packet: &Packet<'_>,
+/// An IP packet from the first address to the second, both of one version, with `len` bytes that `emit` fills.
+fn emit_packet(
+    (source, destination): (IpAddr, IpAddr),
     protocol: IpProtocol,
     len: usize,
     emit: impl FnOnce(&mut [u8], &IpRepr),
 ) -> Option<Vec<u8>> {
-    let (source, destination) = (packet.destination().into(), packet.source().into());
-    let ip = IpRepr::new(source, destination, protocol, len, HOP_LIMIT);
+    let ip = IpRepr::new(source.into(), destination.into(), protocol, len, HOP_LIMIT);
     let mut answer = vec![0; ip.buffer_len()];
     ip.emit(&mut answer, &ChecksumCapabilities::default());
     emit(answer.get_mut(ip.header_len()..)?, &ip);
@@ -260,6 +268,32 @@ mod tests {
             ..Tcp::default()
         };
         assert_eq!(reset_repr(&last).2, Some(0));
+    }
+
+    #[test]
+    fn a_reset_into_a_connection_has_the_number_that_is_expected_there() {
+        for is_ipv6 in [false, true] {
+            let segment = Tcp {
+                is_ipv6,
+                ..Tcp::default()
+            };
+            let bytes = segment.build();
+            let tuple = packet(&bytes).five_tuple();
+            let reset = reset_established(&tuple, u32::MAX - 1).unwrap();
+            sample::assert_checksums(&reset);
+            let reset = packet(&reset);
+            assert_eq!(reset.five_tuple(), tuple);
+            assert_eq!(reset.tcp_flags().unwrap().bits(), TcpFlags::RST);
+            assert_eq!(get32(reset.transport(), 4), Some(u32::MAX - 1));
+        }
+        let mixed = FiveTuple {
+            protocol: protocol::TCP,
+            source: [10, 0, 0, 1].into(),
+            source_port: 1,
+            destination: std::net::Ipv6Addr::LOCALHOST.into(),
+            destination_port: 2,
+        };
+        assert_eq!(reset_established(&mixed, 0), None);
     }
 
     #[test]

@@ -248,6 +248,22 @@ impl<'a> Packet<'a> {
         self.tcp_flags
     }
 
+    /// TCP: the sequence number after this segment, and whether it begins a stream (SYN). `None` of a fragment: what the
+    /// whole segment takes of sequence space cannot be told from it.
+    pub fn tcp_end(&self) -> Option<(u32, bool)> {
+        let flags = self.tcp_flags.filter(|_| self.fragment.is_none())?;
+        let payload = u32::try_from(self.bytes.len().checked_sub(self.payload)?).ok()?;
+        let taken = payload + u32::from(flags.is_syn()) + u32::from(flags.is_fin());
+        let start = get32(self.transport(), 4)?;
+        Some((start.wrapping_add(taken), flags.is_syn()))
+    }
+
+    /// TCP: the acknowledgment number, where it counts.
+    pub fn tcp_acknowledgment(&self) -> Option<u32> {
+        self.tcp_flags.filter(|flags| flags.is_ack())?;
+        get32(self.transport(), 8)
+    }
+
     /// The upper-layer header and payload.
     #[inline]
     pub fn transport(&self) -> &'a [u8] {
