@@ -8,8 +8,10 @@ pub mod flows;
 pub mod pending;
 pub mod verdict;
 
+mod cuts;
 mod egress;
 mod ingress;
+mod revisit;
 #[cfg(test)]
 mod tests;
 
@@ -20,23 +22,38 @@ use std::{
 };
 
 use crate::{
-    policy::Compiled,
-    registry::{KeyTable, TunnelId},
-    wire::{DropCounts, DropReason, FiveTuple, ip_fragments::IpFragments},
+    policy::{Compiled, Why},
+    registry::{KeyTable, TunnelId, TunnelKey},
+    wire::{DropCounts, DropReason, capsule::FlowRefusedCode, ip_fragments::IpFragments},
 };
 
 pub use answer::{AnswerKind, Answers, AnswersByTunnel};
 pub use flows::{Flow, FlowLimits, FlowTable, Opener};
 pub use pending::{Pending, PendingLimits};
-pub use verdict::{Egress, EngineEvent, Ingress};
+pub use verdict::{Direction, Egress, EngineEvent, Ingress};
 
-/// Bounds and time-outs of an [`Engine`].
-#[derive(Clone, Copy, Debug, Default)]
+use cuts::CutFlows;
+use revisit::Revisits;
+
+/// Bounds and time-outs of an [`Engine`], and what it may tell.
+#[derive(Clone, Copy, Debug)]
 pub struct EngineLimits {
     /// Of the flow table.
     pub flows: FlowLimits,
     /// Of the packets that wait for a tunnel.
     pub pending: PendingLimits,
+    /// A peer of the own trust domain is told which policy and rule refuse its flow, not only that one does.
+    pub reveal_reasons: bool,
+}
+
+impl Default for EngineLimits {
+    fn default() -> Self {
+        Self {
+            flows: FlowLimits::default(),
+            pending: PendingLimits::default(),
+            reveal_reasons: true,
+        }
+    }
 }
 
 /// Decides for each packet; see the module.
@@ -44,6 +61,9 @@ pub struct EngineLimits {
 pub struct Engine {
     policy: Arc<Compiled>,
     flows: FlowTable,
+    cuts: CutFlows,
+    revisits: Revisits,
+    reveal_reasons: bool,
     pending: Pending,
     egress_fragments: IpFragments,
     /// By tunnel: no peer fills, mixes with or releases another's.
@@ -63,6 +83,9 @@ impl Engine {
         Self {
             policy,
             flows: FlowTable::new(limits.flows),
+            cuts: CutFlows::default(),
+            revisits: Revisits::default(),
+            reveal_reasons: limits.reveal_reasons,
             pending: Pending::new(limits.pending),
             egress_fragments: IpFragments::new(),
             ingress_fragments: BTreeMap::new(),
@@ -73,9 +96,11 @@ impl Engine {
         }
     }
 
-    /// Replaces the policy. Each flow is decided again at its next packet.
-    pub fn handle_policy(&mut self, policy: Arc<Compiled>) {
+    /// Replaces the policy. Each flow is decided again at its next packet or in [`Self::handle_timeout`], whichever comes
+    /// first.
+    pub fn handle_policy(&mut self, policy: Arc<Compiled>, now: Instant) {
         self.policy = policy;
+        self.revisits.begin(now);
     }
 
     /// The policy in force.
@@ -103,36 +128,10 @@ impl Engine {
         &self.drops
     }
 
-    /// Rebuilds the flow of a conntrack entry after a restart and returns the tunnel it belongs to.
-    ///
-    /// `original` is the entry's original direction. `None` when policy no longer wants it in a tunnel.
-    pub fn handle_seed(
-        &mut self,
-        original: &FiveTuple,
-        now: Instant,
-        keys: &mut KeyTable,
-    ) -> Option<TunnelId> {
-        let (tuple, opener, decision) = if self.policy.is_local(original.source) {
-            (
-                *original,
-                Opener::Local,
-                self.policy.decide_egress(original),
-            )
-        } else {
-            let reply = original.reversed();
-            (reply, Opener::Peer, self.policy.decide_reply(&reply))
-        };
-        let crate::policy::EgressDecision::Tunnel { key, why } = decision else {
-            return None;
-        };
-        let tunnel = keys.id(&key);
-        let flow = Flow::new(tunnel, opener, self.policy.generation(), why, now);
-        self.flows.insert(tuple, flow).ok()?;
-        Some(tunnel)
-    }
-
-    /// Expires flows, waiting packets and fragments.
-    pub fn handle_timeout(&mut self, now: Instant) {
+    /// Decides flows of older policies again, some at a time; expires flows, waiting packets and fragments.
+    pub fn handle_timeout(&mut self, now: Instant, keys: &mut KeyTable) {
+        self.advance_revisits(now, keys);
+        self.cuts.expire(now);
         while let Some((tuple, flow)) = self.flows.expire(now) {
             self.push_event(EngineEvent::FlowClosed {
                 tuple,
@@ -157,6 +156,8 @@ impl Engine {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let timers = [
             self.flows.poll_timeout(),
+            self.cuts.poll_timeout(),
+            self.revisits.poll_timeout(),
             self.pending.poll_timeout(),
             self.egress_fragments.poll_timeout(),
             self.ingress_fragments
@@ -175,6 +176,18 @@ impl Engine {
     /// The next tunnel that gained its first flow (`true`) or lost its last (`false`).
     pub fn poll_live(&mut self) -> Option<(TunnelId, bool)> {
         self.flows.poll_live()
+    }
+
+    /// What a peer is told of a refusal: policy and rule where that may be, else what the code says.
+    fn told(&self, key: Option<&TunnelKey>, code: FlowRefusedCode, why: Option<&Why>) -> String {
+        let is_own_domain =
+            |key: &TunnelKey| key.local.trust_domain_str() == key.peer.trust_domain_str();
+        match why {
+            Some(why) if self.reveal_reasons && key.is_some_and(is_own_domain) => {
+                answer::reason(code, why)
+            }
+            _ => answer::words(code).to_owned(),
+        }
     }
 
     fn push_event(&mut self, event: EngineEvent) {

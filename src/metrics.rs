@@ -33,6 +33,7 @@ pub struct Metrics {
     packets: Counts,
     bytes: Counts,
     drops: Counts,
+    decisions: Counts,
     flows: Gauge,
     steering: Counts,
     damage: Gauge,
@@ -84,6 +85,10 @@ impl Metrics {
                 "Bytes from the device and out of the tunnels",
             ),
             drops: families.add("identun_drops", "Packets not delivered, by reason"),
+            decisions: families.add(
+                "identun_policy_decisions",
+                "Flows that were allowed or cut, and refusals that were told (at most 100 a second), by reason",
+            ),
             flows: families.add("identun_flows", "Flows in the table"),
             steering: families.add(
                 "identun_steering_packets",
@@ -184,6 +189,13 @@ impl Metrics {
             .inc();
     }
 
+    /// Counts a decision about a flow: `allowed`, `denied`, `denied_by_peer` or `cut`.
+    pub fn count_decision(&self, result: &'static str, reason: &'static str) {
+        self.decisions
+            .get_or_create(&vec![("result", result.into()), ("reason", reason.into())])
+            .inc();
+    }
+
     /// Counts a peer that was not accepted.
     pub fn count_verify_failure(&self, reason: &str) {
         self.verify_failures
@@ -272,6 +284,7 @@ mod tests {
         metrics.set_identities([(&id("a"), 1_000)].into_iter());
         metrics.count_handshake("ok");
         metrics.count_verify_failure("wrong_identity");
+        metrics.count_decision("denied", "denied_by_policy");
         metrics.set_steering([("guard", 3)]);
         let snapshot = ShardSnapshot {
             generation: 7,
@@ -297,6 +310,7 @@ mod tests {
             "identun_cert_expiry_timestamp_seconds{id=\"spiffe://td/ns/default/sa/a\"} 1000",
             "identun_handshakes_total{result=\"ok\"} 1",
             "identun_peer_verify_failures_total{reason=\"wrong_identity\"} 1",
+            "identun_policy_decisions_total{result=\"denied\",reason=\"denied_by_policy\"} 1",
             "identun_packets_total{dir=\"ingress\"} 2",
             "identun_bytes_total{dir=\"egress\"} 20",
             "identun_drops_total{reason=\"foreign_source\"} 5",

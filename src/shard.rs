@@ -21,7 +21,9 @@ use crate::{
     identity::Identities,
     policy::Compiled,
     registry::{KeyTable, TunnelId},
-    tunnel::{Transmit, TunnelEvent, TunnelSetupError, TunnelState, Tunnels, UnderlayDatagram},
+    tunnel::{
+        Revoker, Transmit, TunnelEvent, TunnelSetupError, TunnelState, Tunnels, UnderlayDatagram,
+    },
     wire::{
         DropReason, FiveTuple,
         fragment::Reassembler,
@@ -58,7 +60,7 @@ pub struct Shard {
     reassemblers: BTreeMap<TunnelId, Reassembler>,
     /// Connections that began in plaintext and may not go on.
     plain: PlainConnections,
-    /// RSTs and ICMP errors for local senders, virtio-net header included.
+    /// RSTs and ICMP errors for local senders.
     answers: VecDeque<Vec<u8>>,
     events: VecDeque<Event>,
     /// Tunnels that packets went to lately: decides between back-pressure and drops (performance.md §3, rule 5).
@@ -132,7 +134,7 @@ impl Shard {
         now: Instant,
     ) {
         self.now = Some(now);
-        self.engine.handle_policy(Arc::clone(&policy));
+        self.engine.handle_policy(Arc::clone(&policy), now);
         self.tunnels.handle_config(identities, policy, now);
         self.pump(now);
     }
@@ -162,7 +164,7 @@ impl Shard {
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.now = Some(now);
-        self.engine.handle_timeout(now);
+        self.engine.handle_timeout(now, &mut self.keys);
         self.tunnels.handle_timeout(now);
         for reassembler in self.reassemblers.values_mut() {
             for _ in 0..reassembler.expire(now) {
@@ -195,14 +197,21 @@ impl Shard {
     }
 
     /// The next frame for the device, written to `buf`: virtio-net header and IP packet. `false` when none is left.
+    ///
+    /// A reset comes after what was delivered before it: it has the sequence number that follows.
     pub fn poll_device(&mut self, buf: &mut Vec<u8>) -> bool {
-        if let Some(answer) = self.answers.pop_front() {
-            buf.clear();
-            buf.extend_from_slice(&answer);
+        self.joiner.flush();
+        if self.joiner.poll(buf) {
             return true;
         }
-        self.joiner.flush();
-        self.joiner.poll(buf)
+        let answer = self.answers.pop_front();
+        let Some(packet) = answer.or_else(|| self.engine.poll_reset()) else {
+            return false;
+        };
+        buf.clear();
+        buf.resize(VIRTIO_HEADER_LEN, 0);
+        buf.extend_from_slice(&packet);
+        true
     }
 
     /// When [`Self::handle_timeout`] is due.
@@ -261,7 +270,7 @@ impl Shard {
             let reason = DropReason::BeganInPlaintext;
             self.engine.count_drop(reason);
             if let Some(answer) = AnswerKind::of(reason).build(&packet) {
-                self.answer(&answer);
+                self.answer(answer);
             }
             return;
         }
@@ -270,7 +279,7 @@ impl Shard {
             Egress::Drop {
                 answer: Some(answer),
                 ..
-            } => self.answer(&answer),
+            } => self.answer(answer),
             Egress::Drop { answer: None, .. } | Egress::Held => {}
         }
     }
@@ -294,9 +303,11 @@ impl Shard {
                 let dropped = self.engine.pending_mut().push(tunnel, frame, now);
                 (0..dropped).for_each(|_| self.engine.count_drop(DropReason::PendingFull));
             }
-            TunnelState::Backoff { .. } => self.drop_frame(frame, DropReason::TunnelDown, now),
+            TunnelState::Backoff { .. } => {
+                self.drop_frame(tunnel, frame, DropReason::TunnelDown, now);
+            }
             TunnelState::Refused { .. } => {
-                self.drop_frame(frame, DropReason::PeerRefusedSession, now)
+                self.drop_frame(tunnel, frame, DropReason::PeerRefusedSession, now);
             }
         }
     }
@@ -333,27 +344,26 @@ impl Shard {
     }
 
     /// Drops a frame that had a tunnel, and tells its sender where that is due.
-    fn drop_frame(&mut self, frame: &[u8], reason: DropReason, now: Instant) {
+    fn drop_frame(&mut self, tunnel: TunnelId, frame: &[u8], reason: DropReason, now: Instant) {
         let Some(packet) = frame
             .get(VIRTIO_HEADER_LEN..)
             .and_then(|bytes| Packet::new_checked(bytes).ok())
         else {
             return self.engine.count_drop(DropReason::Malformed);
         };
+        let key = self.keys.key(tunnel);
         if let Egress::Drop {
             answer: Some(answer),
             ..
-        } = self.engine.drop_egress(&packet, reason, None, now)
+        } = self.engine.drop_egress(&packet, reason, key, None, now)
         {
-            self.answer(&answer);
+            self.answer(answer);
         }
     }
 
-    fn answer(&mut self, packet: &[u8]) {
+    fn answer(&mut self, packet: Vec<u8>) {
         if self.answers.len() < MAX_ANSWERS {
-            let mut frame = vec![0; VIRTIO_HEADER_LEN];
-            frame.extend_from_slice(packet);
-            self.answers.push_back(frame);
+            self.answers.push_back(packet);
         }
     }
 
@@ -361,6 +371,9 @@ impl Shard {
     fn pump(&mut self, now: Instant) {
         while let Some((tunnel, live)) = self.engine.poll_live() {
             self.tunnels.set_live_flows(tunnel, live);
+        }
+        while let Some((tunnel, refused)) = self.engine.poll_revocation() {
+            self.tunnels.send_revocation(tunnel, refused);
         }
         while let Some((tunnel, flags, datagram)) = self.tunnels.poll_received() {
             self.receive(tunnel, flags, &datagram, now);
@@ -376,6 +389,7 @@ impl Shard {
     fn handle_tunnel_event(&mut self, event: &TunnelEvent, now: Instant) {
         match event {
             TunnelEvent::Up { id, .. } => {
+                self.engine.handle_session_up(*id);
                 for mut frame in self.engine.pending_mut().take(*id) {
                     self.send(*id, &mut frame);
                 }
@@ -384,16 +398,29 @@ impl Shard {
                 let reason = error.drop_reason();
                 let frames: Vec<_> = self.engine.pending_mut().take(*id).collect();
                 for frame in frames {
-                    self.drop_frame(&frame, reason, now);
+                    self.drop_frame(*id, &frame, reason, now);
+                }
+                if error.is_final() {
+                    let said = error.to_string();
+                    self.engine.handle_session_revoked(*id, true, &said, now);
                 }
             }
-            TunnelEvent::FlowRefused { id, refused } => {
-                if let Some(answer) = self.engine.handle_flow_refused(*id, refused, now) {
-                    self.answer(&answer);
-                }
+            TunnelEvent::FlowRefused { id, refused, .. } => {
+                self.engine
+                    .handle_flow_refused(*id, refused, now, &self.keys);
             }
-            TunnelEvent::Down { id, .. } => {
+            TunnelEvent::Down {
+                id,
+                reason,
+                revoked,
+                ..
+            } => {
                 self.reassemblers.remove(id);
+                if let Some(revoked) = revoked {
+                    let by_peer = *revoked == Revoker::Peer;
+                    self.engine
+                        .handle_session_revoked(*id, by_peer, reason, now);
+                }
             }
             _ => {}
         }

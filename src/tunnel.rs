@@ -51,7 +51,7 @@ use crate::{
 };
 
 pub use api::{
-    Transmit, TunnelEvent, TunnelSettings, TunnelSnapshot, TunnelState, UnderlayDatagram,
+    Revoker, Transmit, TunnelEvent, TunnelSettings, TunnelSnapshot, TunnelState, UnderlayDatagram,
 };
 pub use error::{DialError, TunnelSetupError, close_code};
 
@@ -235,6 +235,18 @@ impl Tunnels {
             session
                 .control
                 .send_refusal(&Capsule::FlowRefused(refused), now);
+            self.links.refresh(handle, now);
+        }
+    }
+
+    /// Tells the peer that a flow of its own was cut. All of them get through, in order, as fast as the peer takes them;
+    /// without a session nobody is told.
+    pub fn send_revocation(&mut self, id: TunnelId, revoked: FlowRefused) {
+        let (Some(handle), Some(now)) = (self.current(id), self.now) else {
+            return;
+        };
+        if let Some(session) = self.links.session_mut(handle) {
+            session.control.queue_revocation(revoked);
             self.links.refresh(handle, now);
         }
     }

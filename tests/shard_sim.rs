@@ -486,6 +486,9 @@ fn name(event: &Event) -> String {
     match event {
         Event::Engine(EngineEvent::FlowOpened { tuple, .. }) => format!("opened {tuple}"),
         Event::Engine(EngineEvent::FlowClosed { tuple, .. }) => format!("closed {tuple}"),
+        Event::Engine(EngineEvent::FlowCut { tuple, reason, .. }) => {
+            format!("cut {tuple} {reason}")
+        }
         Event::Engine(EngineEvent::Dropped { tuple, reason, .. }) => {
             format!("dropped {tuple} {reason}")
         }

@@ -2,6 +2,9 @@
 //!
 //! Strings of peers are escaped and bounded before they go anywhere (steering.md D11).
 
+mod record;
+mod refusals;
+
 use std::{
     collections::{HashMap, VecDeque},
     fmt::Write,
@@ -9,18 +12,19 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use serde::{Deserialize, Serialize};
-
 use crate::{
     daemon::{clock::unix_millis, repeats::Repeats},
-    engine::{EngineEvent, Opener},
+    engine::{EngineEvent, Opener, flows::FlowSummary},
     metrics::Metrics,
-    policy::{Compiled, EgressDecision, Why},
+    policy::{Compiled, EgressDecision, RuleRef, Why},
     registry::TunnelKey,
     shard::Event,
     tunnel::{DialError, TunnelEvent},
-    wire::{DropReason, FiveTuple, flow::protocol},
+    wire::{FiveTuple, flow::protocol},
 };
+
+pub use record::{Record, escape};
+use refusals::{Cut, Denied};
 
 /// Log targets: what `IDENTUN_LOG=info,identun::tunnel=warn` and the like may rely on.
 const FLOW: &str = "identun::flow";
@@ -29,51 +33,8 @@ const TUNNEL: &str = "identun::tunnel";
 const KEPT: usize = 256;
 /// How many open TCP connections are remembered for their closing count.
 const MAX_CONNECTIONS: usize = 65_536;
-/// The longest string of a peer that is kept, in characters.
-const MAX_TEXT: usize = 400;
 
-/// One thing that happened.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct Record {
-    /// Unix time in milliseconds.
-    pub time_ms: u64,
-    /// `tunnel_up`, `tunnel_down`, `dial_failed`, `incoming_refused`, `flow_refused`, `dropped`, `opened`, `closed`.
-    pub kind: String,
-    /// The values, by name.
-    pub fields: std::collections::BTreeMap<String, String>,
-}
-
-impl Record {
-    fn new(kind: &str, fields: &[(&str, String)]) -> Self {
-        let fields = fields.iter().filter(|(_, value)| !value.is_empty());
-        let fields = fields
-            .map(|(name, value)| ((*name).to_owned(), escape(value)))
-            .collect();
-        Self {
-            time_ms: unix_millis(),
-            kind: kind.into(),
-            fields,
-        }
-    }
-
-    /// A value, escaped, where the record has it.
-    fn field(&self, name: &str) -> Option<&str> {
-        self.fields.get(name).map(String::as_str)
-    }
-
-    /// `name=value ...` in one line.
-    pub fn text(&self) -> String {
-        let mut text = String::new();
-        for (name, value) in &self.fields {
-            let quote = if value.contains([' ', '"']) { "\"" } else { "" };
-            let _ = write!(text, "{name}={quote}{value}{quote} ");
-        }
-        text.truncate(text.trim_end().len());
-        text
-    }
-}
-
-/// Writes one line of the access log, with the names that ztunnel uses.
+/// Writes one line of the access log, with the names that ztunnel uses, and why.
 macro_rules! log_access {
     ($level:ident, $record:expr, $message:literal) => {
         tracing::$level!(
@@ -87,10 +48,15 @@ macro_rules! log_access {
             dst.service = $record.field("dst.service"),
             bytes_sent = $record.field("bytes_sent"),
             bytes_recv = $record.field("bytes_recv"),
+            reason = $record.field("reason"),
+            why = $record.field("why"),
+            policy = $record.field("policy"),
+            rule = $record.field("rule"),
             $message
         )
     };
 }
+use log_access;
 
 /// Takes the shard's events; see the module.
 pub struct EventLog {
@@ -129,56 +95,84 @@ impl EventLog {
 
     fn handle_engine(&self, event: &EngineEvent, policy: &Compiled) {
         match event {
-            EngineEvent::Dropped { tuple, reason, why } => {
-                let mut fields = vec![
-                    ("flow", tuple.to_string()),
-                    ("reason", reason.as_str().into()),
-                ];
-                fields.extend(why.iter().flat_map(|why| why_fields(why)));
-                let record = Record::new("dropped", &fields);
-                if *reason == DropReason::Loop {
-                    tracing::error!(target: FLOW, flow = %tuple, "a tunnel packet of our own came out of the TUN; stopped it");
-                }
-                tracing::warn!(
-                    target: FLOW, flow = %tuple, reason = %reason, why = record.field("why"), rule = record.field("rule"),
-                    mode_rule = record.field("mode_rule"), "packet refused"
-                );
-                self.push(record);
-            }
+            EngineEvent::Dropped {
+                tuple,
+                direction,
+                local,
+                peer,
+                reason,
+                why,
+            } => self.denied(&Denied {
+                tuple,
+                direction: *direction,
+                local: local.as_ref(),
+                peer: peer.as_ref(),
+                reason: *reason,
+                why: why.as_deref(),
+            }),
+            EngineEvent::FlowCut {
+                tuple,
+                opener,
+                key,
+                reason,
+                why,
+                said,
+                summary,
+            } => self.cut(&Cut {
+                tuple,
+                opener: *opener,
+                key: key.as_ref(),
+                reason: *reason,
+                why: why.as_deref(),
+                said: said.as_deref(),
+                summary,
+            }),
             EngineEvent::FlowOpened {
                 tuple, opener, why, ..
-            } => {
-                let key = key_of(policy, tuple, *opener);
-                let mut fields = flow_fields(tuple, *opener, key.as_ref());
-                fields.extend(why_fields(why));
-                let record = Record::new("opened", &fields);
-                log_access!(debug, record, "connection opened");
-                self.push(record);
-                if let Some(key) = key.filter(|_| tuple.protocol == protocol::TCP) {
-                    self.metrics.count_opened(*opener, &key.local, &key.peer);
-                    let mut inner = self.lock();
-                    if inner.connections.len() < MAX_CONNECTIONS {
-                        inner.connections.insert(*tuple, (*opener, key));
-                    }
-                }
-            }
-            EngineEvent::FlowClosed { tuple, summary } => {
-                let known = self.lock().connections.remove(tuple);
-                let mut fields = vec![
-                    ("flow", tuple.to_string()),
-                    ("bytes_sent", summary.bytes_sent.to_string()),
-                    ("bytes_recv", summary.bytes_received.to_string()),
-                ];
-                if let Some((opener, key)) = &known {
-                    self.metrics
-                        .count_closed(*opener, &key.local, &key.peer, *summary);
-                    fields = [flow_fields(tuple, *opener, Some(key)), fields].concat();
-                }
-                let record = Record::new("closed", &fields);
-                log_access!(info, record, "connection complete");
-                self.push(record);
+            } => self.opened(tuple, *opener, why, policy),
+            EngineEvent::FlowClosed { tuple, summary } => self.closed(tuple, summary),
+        }
+    }
+
+    fn opened(&self, tuple: &FiveTuple, opener: Opener, why: &Why, policy: &Compiled) {
+        let key = key_of(policy, tuple, opener);
+        let code = why.code.map_or("allowed", |code| code.as_str());
+        self.metrics.count_decision("allowed", code);
+        let mut fields = flow_fields(tuple, opener, key.as_ref());
+        fields.extend(why_fields(why));
+        let record = Record::new("opened", &fields);
+        log_access!(debug, record, "connection opened");
+        self.push(record);
+        if let Some(key) = key.filter(|_| tuple.protocol == protocol::TCP) {
+            self.metrics.count_opened(opener, &key.local, &key.peer);
+            let mut inner = self.lock();
+            if inner.connections.len() < MAX_CONNECTIONS {
+                inner.connections.insert(*tuple, (opener, key));
             }
         }
+    }
+
+    fn closed(&self, tuple: &FiveTuple, summary: &FlowSummary) {
+        let mut fields = vec![("flow", tuple.to_string())];
+        fields.extend(summary_fields(summary));
+        if let Some((opener, key)) = self.count_closed(tuple, summary) {
+            fields = [flow_fields(tuple, opener, Some(&key)), fields].concat();
+        }
+        let record = Record::new("closed", &fields);
+        log_access!(info, record, "connection complete");
+        self.push(record);
+    }
+
+    /// A TCP connection whose beginning was counted ended.
+    fn count_closed(
+        &self,
+        tuple: &FiveTuple,
+        summary: &FlowSummary,
+    ) -> Option<(Opener, TunnelKey)> {
+        let (opener, key) = self.lock().connections.remove(tuple)?;
+        self.metrics
+            .count_closed(opener, &key.local, &key.peer, *summary);
+        Some((opener, key))
     }
 
     fn handle_tunnel(&self, event: &TunnelEvent) {
@@ -238,21 +232,7 @@ impl EventLog {
                 presented,
                 error,
             } => self.incoming_refused(*remote, presented.as_deref(), error),
-            TunnelEvent::FlowRefused { refused, .. } => {
-                let record = Record::new(
-                    "flow_refused",
-                    &[
-                        ("flow", refused.tuple.to_string()),
-                        ("code", format!("{:?}", refused.code)),
-                        ("reason", refused.reason.clone()),
-                    ],
-                );
-                tracing::warn!(
-                    target: FLOW, flow = %refused.tuple, code = record.field("code"), reason = record.field("reason"),
-                    "the peer refused a flow"
-                );
-                self.push(record);
-            }
+            TunnelEvent::FlowRefused { key, refused, .. } => self.refused_by_peer(key, refused),
         }
     }
 
@@ -390,25 +370,36 @@ fn flow_fields(
     fields
 }
 
+fn summary_fields(summary: &FlowSummary) -> [(&'static str, String); 2] {
+    [
+        ("bytes_sent", summary.bytes_sent.to_string()),
+        ("bytes_recv", summary.bytes_received.to_string()),
+    ]
+}
+
+/// `policy` is the resource that decided and `rule` the place of its setting; `mode_rule` gave the server's mode.
 fn why_fields(why: &Why) -> Vec<(&'static str, String)> {
-    let mut fields = vec![("why", why.text.to_string())];
-    fields.push((
-        "rule",
-        why.rule
-            .as_ref()
-            .map(ToString::to_string)
-            .unwrap_or_default(),
-    ));
-    fields.push((
-        "mode_rule",
-        why.mode_rule
-            .as_ref()
-            .map(ToString::to_string)
-            .unwrap_or_default(),
-    ));
-    fields.push(("dst.service", why.service.clone().unwrap_or_default()));
-    fields.push(("accepted", why.accepted.join(",")));
-    fields
+    let decided = deciding(why);
+    let other = why.mode_rule.as_ref().filter(|rule| decided != Some(rule));
+    let resource = decided.map(|rule| rule.resource.to_string());
+    let place = decided.map(|rule| rule.place.to_string());
+    vec![
+        ("why", why.text.to_string()),
+        ("policy", resource.unwrap_or_default()),
+        ("rule", place.unwrap_or_default()),
+        (
+            "mode_rule",
+            other.map(ToString::to_string).unwrap_or_default(),
+        ),
+        ("dst.service", why.service.clone().unwrap_or_default()),
+        ("accepted", why.accepted.join(",")),
+    ]
+}
+
+/// The rule that decided: who may call before what the client must use before what the server accepts.
+fn deciding(why: &Why) -> Option<&RuleRef> {
+    let authorization = why.authorization.as_ref().or(why.rule.as_ref());
+    authorization.or(why.mode_rule.as_ref())
 }
 
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
@@ -419,24 +410,6 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         cause = error.source();
     }
     text
-}
-
-/// Control characters, line ends and direction marks become `\u{..}`; what is too long is cut.
-pub fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for (index, character) in text.chars().enumerate() {
-        if index == MAX_TEXT {
-            escaped.push('…');
-            break;
-        }
-        let direction_mark = matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
-        if character.is_control() || direction_mark {
-            escaped.extend(character.escape_unicode());
-        } else {
-            escaped.push(character);
-        }
-    }
-    escaped
 }
 
 #[cfg(test)]
@@ -456,7 +429,10 @@ mod tests {
     fn strings_of_peers_stay_on_one_line() {
         let hostile = "a\nb\u{1b}[31mc\u{202e}d";
         assert_eq!(escape(hostile), "a\\u{a}b\\u{1b}[31mc\\u{202e}d");
-        assert_eq!(escape(&"x".repeat(1_000)).chars().count(), MAX_TEXT + 1);
+        assert_eq!(
+            escape(&"x".repeat(1_000)).chars().count(),
+            record::MAX_TEXT + 1
+        );
     }
 
     #[test]
@@ -531,6 +507,7 @@ mod tests {
                 id,
                 key: key(),
                 reason: "idle".into(),
+                revoked: None,
             });
             log.handle_tunnel(&TunnelEvent::DialFailed {
                 id,
@@ -570,6 +547,7 @@ mod tests {
                 id,
                 key: key(),
                 reason: number.to_string(),
+                revoked: None,
             });
         }
         let records = log.records();

@@ -6,8 +6,9 @@ use std::{
 };
 
 use crate::{
+    policy::Why,
     registry::TunnelId,
-    wire::{DropReason, icmp, packet::Packet, protocol},
+    wire::{DropReason, capsule::FlowRefusedCode, icmp, packet::Packet, protocol},
 };
 
 /// A token bucket: 100 answers a second, 50 at once (wire.md §6).
@@ -155,6 +156,36 @@ impl AnswerKind {
             Self::Unreachable | Self::Silent => None,
         }
     }
+}
+
+/// What a code says by itself.
+pub(super) const fn words(code: FlowRefusedCode) -> &'static str {
+    match code {
+        FlowRefusedCode::DeniedByPolicy => "denied by policy",
+        FlowRefusedCode::NoMatchingAllow => "no policy allows it",
+        FlowRefusedCode::ModeDisable => "the destination accepts no tunnels",
+        FlowRefusedCode::UnknownSource => "the source address is not that of the identity",
+        FlowRefusedCode::UnknownDestination => {
+            "the destination address is not that of the identity"
+        }
+        FlowRefusedCode::Revoked => "no longer allowed",
+    }
+}
+
+/// Why, with the rule that decided and where it stands.
+pub(super) fn reason(code: FlowRefusedCode, why: &Why) -> String {
+    let rule = why.authorization.as_ref().or(why.mode_rule.as_ref());
+    let rule = rule.or(why.rule.as_ref());
+    let text = match (why.text.is_empty(), rule) {
+        (true, None) => return words(code).to_owned(),
+        (true, Some(rule)) => rule.to_string(),
+        (false, None) => why.text.to_string(),
+        (false, Some(rule)) => format!("{}: {rule}", why.text),
+    };
+    if code == FlowRefusedCode::Revoked {
+        return format!("{}: {text}", words(code));
+    }
+    text
 }
 
 #[cfg(test)]

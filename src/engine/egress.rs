@@ -3,17 +3,17 @@
 use std::{sync::Arc, time::Instant};
 
 use crate::{
-    engine::{AnswerKind, Egress, Engine, EngineEvent, Flow, Opener},
+    engine::{AnswerKind, Direction, Egress, Engine, EngineEvent, Flow, Opener, revisit::Refusal},
     policy::{EgressDecision, Why},
-    registry::{KeyTable, TunnelId},
+    registry::{KeyTable, TunnelId, TunnelKey},
     wire::{
-        DropReason, FiveTuple, address::is_martian, capsule::FlowRefused,
-        ip_fragments::FragmentVerdict, packet::Packet, protocol,
+        DropReason, FiveTuple, address::is_martian, ip_fragments::FragmentVerdict, packet::Packet,
+        protocol,
     },
 };
 
 /// How long a peer's FLOW_REFUSED holds before the flow is tried again.
-const REFUSED_FOR: std::time::Duration = std::time::Duration::from_secs(5);
+pub(super) const REFUSED_FOR: std::time::Duration = std::time::Duration::from_secs(5);
 /// The largest opening packet that is kept to answer a refusal.
 const MAX_OPENING: usize = 256;
 
@@ -26,10 +26,10 @@ impl Engine {
         keys: &mut KeyTable,
     ) -> Egress {
         if is_martian(packet.destination()) || is_martian(packet.source()) {
-            return self.drop_egress(packet, DropReason::Martian, None, now);
+            return self.drop_egress(packet, DropReason::Martian, None, None, now);
         }
         if self.is_own_outer(packet) {
-            return self.drop_egress(packet, DropReason::Loop, None, now);
+            return self.drop_egress(packet, DropReason::Loop, None, None, now);
         }
         let tuple = match self.egress_tuple(packet, now) {
             Ok(tuple) => tuple,
@@ -38,56 +38,74 @@ impl Engine {
         if let Some(tunnel) = self.error_flow(packet) {
             return Egress::Tunnel(tunnel);
         }
-        let generation = self.policy.generation();
-        if let Some(flow) = self.flows.find(&tuple)
-            && flow.generation == generation
-        {
-            if flow.refused_until.is_none_or(|until| until <= now) {
-                flow.last_seen = now;
-                flow.counts.bytes_sent += packet.bytes().len() as u64;
-                let tunnel = flow.tunnel;
-                self.flows.note_flags(&tuple, packet.tcp_flags());
-                return Egress::Tunnel(tunnel);
-            }
-            let why = Arc::clone(&flow.why);
-            return self.drop_egress(packet, DropReason::PeerRefusedFlow, Some(why), now);
+        if let Some(verdict) = self.carry_known(packet, &tuple, now, keys) {
+            return verdict;
         }
-        self.open_egress(packet, tuple, now, keys)
+        if self.revisit(&tuple, now, keys)
+            && let Some(verdict) = self.carry_known(packet, &tuple, now, keys)
+        {
+            return verdict;
+        }
+        match self.refuse_cut(packet, &tuple, now) {
+            Some(verdict) => verdict,
+            None => self.open_egress(packet, tuple, now, keys),
+        }
     }
 
-    /// Takes a peer's refusal of a flow and returns the answer for the local opener, if one is due.
-    pub fn handle_flow_refused(
+    /// A packet of a flow that the policy in force decided.
+    fn carry_known(
         &mut self,
-        tunnel: TunnelId,
-        refused: &FlowRefused,
+        packet: &Packet<'_>,
+        tuple: &FiveTuple,
         now: Instant,
-    ) -> Option<Vec<u8>> {
-        let flow = self
-            .flows
-            .find(&refused.tuple)
-            .filter(|flow| flow.tunnel == tunnel)?;
-        flow.refused_until = Some(now + REFUSED_FOR);
-        let (opening, why) = (flow.opening.take(), Arc::clone(&flow.why));
-        self.drops.add(DropReason::PeerRefusedFlow);
-        let tuple = refused.tuple;
-        self.push_event(EngineEvent::Dropped {
-            tuple,
-            reason: DropReason::PeerRefusedFlow,
-            why: Some(why),
-        });
-        let opening = opening?;
-        let packet = Packet::new_checked(&opening).ok()?;
-        self.answers
-            .allow(now)
-            .then(|| AnswerKind::Prohibited.build(&packet))
-            .flatten()
+        keys: &KeyTable,
+    ) -> Option<Egress> {
+        let generation = self.policy.generation();
+        let flow = self.flows.find(tuple)?;
+        if flow.generation != generation {
+            return None;
+        }
+        let tunnel = flow.tunnel;
+        if flow.refused_until.is_none_or(|until| until <= now) {
+            flow.note_sent(packet, now);
+            self.flows.note_flags(tuple, packet.tcp_flags());
+            return Some(Egress::Tunnel(tunnel));
+        }
+        let (key, why) = (keys.key(tunnel), Arc::clone(&flow.why));
+        Some(self.drop_egress(packet, DropReason::PeerRefusedFlow, key, Some(why), now))
     }
 
-    /// Drops a packet from the device: counts it, logs it within limits and builds the answer for its sender.
+    /// A packet of a flow that was cut a while ago, unless it begins another one.
+    fn refuse_cut(
+        &mut self,
+        packet: &Packet<'_>,
+        tuple: &FiveTuple,
+        now: Instant,
+    ) -> Option<Egress> {
+        let cut = self.cuts.find(tuple)?;
+        if cut.reopens(packet, Opener::Local, now) {
+            self.cuts.forget(tuple);
+            return None;
+        }
+        cut.note_packet(now);
+        let reason = cut.reason;
+        let may_tell =
+            (tuple.protocol == protocol::TCP && cut.take_reset()) || self.answers.allow(now);
+        self.drops.add(reason);
+        let answer = may_tell.then(|| AnswerKind::Prohibited.build(packet));
+        Some(Egress::Drop {
+            reason,
+            answer: answer.flatten(),
+        })
+    }
+
+    /// Drops a packet from the device: counts it, logs it within limits and builds the answer for its sender. `key` is of
+    /// the tunnel that would have carried it.
     pub fn drop_egress(
         &mut self,
         packet: &Packet<'_>,
         reason: DropReason,
+        key: Option<&TunnelKey>,
         why: Option<Arc<Why>>,
         now: Instant,
     ) -> Egress {
@@ -95,8 +113,13 @@ impl Engine {
         let kind = AnswerKind::of(reason);
         let may_tell = self.answers.allow(now);
         if may_tell {
+            let local = key.map(|key| &key.local);
+            let local = local.or_else(|| self.policy.local_identity(packet.source()));
             self.push_event(EngineEvent::Dropped {
                 tuple: packet.five_tuple(),
+                direction: Direction::Egress,
+                local: local.cloned(),
+                peer: key.map(|key| key.peer.clone()),
                 reason,
                 why,
             });
@@ -115,7 +138,7 @@ impl Engine {
         match self.egress_fragments.push(packet, now) {
             FragmentVerdict::Tuple(tuple) => Ok(tuple),
             FragmentVerdict::Held => Err(Egress::Held),
-            FragmentVerdict::Drop(reason) => Err(self.drop_egress(packet, reason, None, now)),
+            FragmentVerdict::Drop(reason) => Err(self.drop_egress(packet, reason, None, None, now)),
         }
     }
 
@@ -147,33 +170,18 @@ impl Engine {
         now: Instant,
         keys: &mut KeyTable,
     ) -> Egress {
-        let known = self
-            .flows
-            .find(&tuple)
-            .map(|flow| (flow.opener, flow.tunnel));
-        let (opener, decision) = self.decide_open(packet, &tuple, known.map(|(opener, _)| opener));
+        let (opener, decision) = self.decide_open(packet, &tuple);
         let (key, why) = match decision {
             EgressDecision::Tunnel { key, why } => (key, why),
             EgressDecision::Plaintext { why } => {
-                self.flows.remove(&tuple);
-                return self.drop_egress(packet, DropReason::PolicyPlaintext, Some(why), now);
+                let reason = DropReason::PolicyPlaintext;
+                return self.drop_egress(packet, reason, None, Some(why), now);
             }
             EgressDecision::Refuse { reason, why } => {
-                self.flows.remove(&tuple);
-                return self.drop_egress(packet, reason, Some(why), now);
+                return self.drop_egress(packet, reason, None, Some(why), now);
             }
         };
-        // A flow that the peer opened stays on the tunnel it came through while that is still between the same two.
-        let tunnel = match known
-            .and_then(|(_, tunnel)| keys.key(tunnel).map(|known| (tunnel, known)))
-        {
-            Some((tunnel, known))
-                if opener == Opener::Peer && known.local == key.local && known.peer == key.peer =>
-            {
-                tunnel
-            }
-            _ => keys.id(&key),
-        };
+        let tunnel = keys.id(&key);
         let mut flow = Flow::new(
             tunnel,
             opener,
@@ -181,36 +189,26 @@ impl Engine {
             Arc::clone(&why),
             now,
         );
-        flow.counts.bytes_sent = packet.bytes().len() as u64;
+        flow.note_sent(packet, now);
         flow.note_flags(packet.tcp_flags());
         if opener == Opener::Local && packet.bytes().len() <= MAX_OPENING {
             flow.opening = Some(packet.bytes().into());
         }
         if let Err(reason) = self.flows.insert(tuple, flow) {
-            return self.drop_egress(packet, reason, Some(why), now);
+            return self.drop_egress(packet, reason, Some(&key), Some(why), now);
         }
-        if known.is_none() {
-            self.push_event(EngineEvent::FlowOpened {
-                tuple,
-                opener,
-                tunnel,
-                why,
-            });
-        }
+        self.push_event(EngineEvent::FlowOpened {
+            tuple,
+            opener,
+            tunnel,
+            why,
+        });
         Egress::Tunnel(tunnel)
     }
 
     /// A packet of no known flow is decided as the opening of one; what cannot open a flow may be a reply of a local
     /// service whose flow was forgotten (wire.md §4).
-    fn decide_open(
-        &self,
-        packet: &Packet<'_>,
-        tuple: &FiveTuple,
-        known: Option<Opener>,
-    ) -> (Opener, EgressDecision) {
-        if known == Some(Opener::Peer) {
-            return (Opener::Peer, self.policy.decide_reply(tuple));
-        }
+    fn decide_open(&self, packet: &Packet<'_>, tuple: &FiveTuple) -> (Opener, EgressDecision) {
         let decision = self.policy.decide_egress(tuple);
         // Without flags anything opens a flow, and a refusal is final; what policy leaves in the clear comes here only as
         // a reply.
@@ -220,11 +218,12 @@ impl Engine {
             (None, EgressDecision::Plaintext { .. }) => true,
             (None, EgressDecision::Refuse { .. }) => false,
         };
-        if known.is_none() && may_reply {
-            let reply = self.policy.decide_reply(tuple);
-            if matches!(reply, EgressDecision::Tunnel { .. }) {
-                return (Opener::Peer, reply);
-            }
+        if may_reply && let EgressDecision::Tunnel { key, .. } = self.policy.decide_reply(tuple) {
+            let decision = match self.judge_opened_by_peer(tuple, &key) {
+                Ok(why) => EgressDecision::Tunnel { key, why },
+                Err(Refusal { reason, why, .. }) => EgressDecision::Refuse { reason, why },
+            };
+            return (Opener::Peer, decision);
         }
         (Opener::Local, decision)
     }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    ops::Bound,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,7 +13,11 @@ use serde::Serialize;
 use crate::{
     policy::Why,
     registry::TunnelId,
-    wire::{DropReason, FiveTuple, packet::TcpFlags, protocol},
+    wire::{
+        DropReason, FiveTuple,
+        packet::{Packet, TcpFlags},
+        protocol,
+    },
 };
 
 /// Bounds and time-outs of a [`FlowTable`].
@@ -80,6 +85,8 @@ pub struct Flow {
     pub refused_until: Option<Instant>,
     /// The local opener's first packet, kept until the peer answers, so that a refusal can be passed on at once.
     pub opening: Option<Box<[u8]>>,
+    /// TCP: the sequence number that the local end expects next, so that the connection can be reset at any moment.
+    pub next_sequence: Option<u32>,
     closing: bool,
     /// Where it stands in [`FlowTable::looks`].
     look: Instant,
@@ -106,6 +113,7 @@ impl Flow {
             },
             refused_until: None,
             opening: None,
+            next_sequence: None,
             closing: false,
             look: now,
         }
@@ -121,6 +129,39 @@ impl Flow {
         self.counts
     }
 
+    /// Both ends take part, as far as this end saw.
+    pub const fn is_established(&self) -> bool {
+        match self.opener {
+            Opener::Local => self.counts.bytes_received > 0,
+            Opener::Peer => true,
+        }
+    }
+
+    /// Notes a packet to the local end.
+    pub fn note_received(&mut self, packet: &Packet<'_>, now: Instant) {
+        self.last_seen = now;
+        self.counts.bytes_received += packet.bytes().len() as u64;
+        self.opening = None;
+        self.refused_until = None;
+        let Some((end, begins)) = packet.tcp_end() else {
+            return;
+        };
+        // What was sent again, and what came too late, moves nothing back.
+        let advances = |known: u32| end.wrapping_sub(known) < 1 << 31;
+        if begins || self.next_sequence.is_none_or(advances) {
+            self.next_sequence = Some(end);
+        }
+    }
+
+    /// Notes a packet of the local end.
+    pub fn note_sent(&mut self, packet: &Packet<'_>, now: Instant) {
+        self.last_seen = now;
+        self.counts.bytes_sent += packet.bytes().len() as u64;
+        if self.next_sequence.is_none() {
+            self.next_sequence = packet.tcp_acknowledgment();
+        }
+    }
+
     /// Notes a packet's TCP flags: after FIN or RST the flow is short-lived, a new SYN revives it.
     pub const fn note_flags(&mut self, flags: Option<TcpFlags>) {
         if let Some(flags) = flags {
@@ -132,6 +173,10 @@ impl Flow {
         }
     }
 }
+
+/// How far a survey of all flows came.
+#[derive(Clone, Copy, Debug)]
+pub struct Cursor((Instant, FiveTuple));
 
 /// Flows by five-tuple, local end first.
 #[derive(Debug)]
@@ -219,6 +264,39 @@ impl FlowTable {
             self.looks.remove(&(old, *tuple));
             self.looks.insert((due, *tuple));
         }
+    }
+
+    /// Moves a flow to another tunnel; it keeps its place even where that tunnel's share is full.
+    pub fn rehome(&mut self, tuple: &FiveTuple, tunnel: TunnelId) {
+        let Some(flow) = self.flows.get_mut(tuple) else {
+            return;
+        };
+        let old = std::mem::replace(&mut flow.tunnel, tunnel);
+        self.enter(tunnel);
+        self.leave(old);
+    }
+
+    /// Looks at up to `limit` flows from `cursor` on, and gives those that are `wanted`; `cursor` is `None` before the
+    /// first, and again behind the last. A flow that moves behind the cursor meanwhile had a packet.
+    pub fn survey(
+        &self,
+        cursor: &mut Option<Cursor>,
+        limit: usize,
+        wanted: impl Fn(&Flow) -> bool,
+    ) -> Vec<FiveTuple> {
+        let from = cursor.map_or(Bound::Unbounded, |Cursor(at)| Bound::Excluded(at));
+        *cursor = None;
+        let mut found = Vec::new();
+        for (seen, place) in self.looks.range((from, Bound::Unbounded)).enumerate() {
+            if seen == limit {
+                break;
+            }
+            if self.flows.get(&place.1).is_some_and(&wanted) {
+                found.push(place.1);
+            }
+            *cursor = (seen + 1 == limit).then_some(Cursor(*place));
+        }
+        found
     }
 
     /// Removes a flow.

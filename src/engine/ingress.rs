@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use crate::{
-    engine::{Engine, EngineEvent, Flow, Ingress, Opener},
+    engine::{Direction, Engine, EngineEvent, Flow, Ingress, Opener, revisit::Refusal},
     policy::{EgressDecision, IngressDecision, Why},
     registry::{KeyTable, TunnelId, TunnelKey},
     wire::{
@@ -15,11 +15,30 @@ use crate::{
     },
 };
 
-/// Why a peer may not open a flow, and what it is told.
-struct Refusal {
+/// A packet that is not delivered.
+struct Refused {
     reason: DropReason,
-    code: FlowRefusedCode,
-    why: Arc<Why>,
+    /// What the peer is told, where it should learn of it.
+    code: Option<FlowRefusedCode>,
+    why: Option<Arc<Why>>,
+}
+
+impl Refused {
+    const fn silently(reason: DropReason) -> Self {
+        Self {
+            reason,
+            code: None,
+            why: None,
+        }
+    }
+
+    const fn telling(reason: DropReason, code: FlowRefusedCode) -> Self {
+        Self {
+            reason,
+            code: Some(code),
+            why: None,
+        }
+    }
 }
 
 impl Engine {
@@ -29,62 +48,107 @@ impl Engine {
         tunnel: TunnelId,
         packet: &Packet<'_>,
         now: Instant,
-        keys: &KeyTable,
+        keys: &mut KeyTable,
     ) -> Ingress {
+        let whole = packet.five_tuple();
         let Some(key) = keys.key(tunnel) else {
-            return self.drop_ingress(
-                tunnel,
-                packet.five_tuple(),
-                DropReason::ForeignSource,
-                None,
-                now,
-            );
+            let refused = Refused::silently(DropReason::ForeignSource);
+            return self.drop_ingress(tunnel, None, whole, refused, now);
         };
+        if let Err(refused) = self.check_ends(key, packet) {
+            return self.drop_ingress(tunnel, Some(key), whole, refused, now);
+        }
+        let source = self.check_source(key, packet);
+        if self.is_error_of_flow(tunnel, packet, now, keys) {
+            return Ingress::Deliver;
+        }
+        if let Err(refused) = source {
+            return self.drop_ingress(tunnel, keys.key(tunnel), whole, refused, now);
+        }
+        let tuple = match self.ingress_tuple(tunnel, keys.key(tunnel), packet, now) {
+            Ok(tuple) => tuple,
+            Err(verdict) => return verdict,
+        };
+        let local = tuple.reversed();
+        if self.deliver_known(tunnel, &local, packet, now)
+            || (self.revisit(&local, now, keys) && self.deliver_known(tunnel, &local, packet, now))
+        {
+            return Ingress::Deliver;
+        }
+        if let Some(verdict) = self.refuse_cut_ingress(tunnel, packet, &local, now, keys) {
+            return verdict;
+        }
+        self.open_ingress(tunnel, packet, tuple, now, keys)
+    }
+
+    /// Addresses that never cross a tunnel, and those that are not of the identity that the session speaks for.
+    fn check_ends(&self, key: &TunnelKey, packet: &Packet<'_>) -> Result<(), Refused> {
         if is_martian(packet.source()) || is_martian(packet.destination()) {
-            return self.drop_ingress(tunnel, packet.five_tuple(), DropReason::Martian, None, now);
+            return Err(Refused::silently(DropReason::Martian));
         }
         if self.policy.local_identity(packet.destination()) != Some(&key.local) {
             let code = FlowRefusedCode::UnknownDestination;
-            return self.drop_ingress(
-                tunnel,
-                packet.five_tuple(),
-                DropReason::ForeignDestination,
-                Some((code, None)),
-                now,
-            );
+            return Err(Refused::telling(DropReason::ForeignDestination, code));
         }
-        if self.is_error_of_flow(tunnel, packet) {
-            return Ingress::Deliver;
-        }
+        Ok(())
+    }
+
+    fn check_source(&self, key: &TunnelKey, packet: &Packet<'_>) -> Result<(), Refused> {
         if !self.policy.peer_owns(&key.peer, packet.source())
             || self.policy.is_local(packet.source())
         {
             let code = FlowRefusedCode::UnknownSource;
-            return self.drop_ingress(
-                tunnel,
-                packet.five_tuple(),
-                DropReason::ForeignSource,
-                Some((code, None)),
-                now,
-            );
+            return Err(Refused::telling(DropReason::ForeignSource, code));
         }
-        let tuple = match self.ingress_tuple(tunnel, packet, now) {
-            Ok(tuple) => tuple,
-            Err(verdict) => return verdict,
-        };
+        Ok(())
+    }
+
+    /// A packet of a flow of this tunnel that the policy in force decided.
+    fn deliver_known(
+        &mut self,
+        tunnel: TunnelId,
+        local: &FiveTuple,
+        packet: &Packet<'_>,
+        now: Instant,
+    ) -> bool {
         let generation = self.policy.generation();
-        if let Some(flow) = self.flows.find(&tuple.reversed())
-            && flow.generation == generation
-            && flow.tunnel == tunnel
-        {
-            flow.last_seen = now;
-            flow.counts.bytes_received += packet.bytes().len() as u64;
-            flow.opening = None;
-            flow.refused_until = None;
-            self.flows.note_flags(&tuple.reversed(), packet.tcp_flags());
-            return Ingress::Deliver;
+        let Some(flow) = self.flows.find(local) else {
+            return false;
+        };
+        if flow.generation != generation || flow.tunnel != tunnel {
+            return false;
         }
-        self.open_ingress(tunnel, key, packet, tuple, now, keys)
+        flow.note_received(packet, now);
+        self.flows.note_flags(local, packet.tcp_flags());
+        true
+    }
+
+    /// A packet of a flow that was cut a while ago, unless it begins another one.
+    fn refuse_cut_ingress(
+        &mut self,
+        tunnel: TunnelId,
+        packet: &Packet<'_>,
+        local: &FiveTuple,
+        now: Instant,
+        keys: &KeyTable,
+    ) -> Option<Ingress> {
+        let cut = self.cuts.find(local)?;
+        if cut.reopens(packet, Opener::Peer, now) {
+            self.cuts.forget(local);
+            return None;
+        }
+        cut.note_packet(now);
+        let (reason, why) = (cut.reason, cut.why.clone());
+        self.drops.add(reason);
+        // A peer that cut it itself knows.
+        let may_tell = why.is_some() && self.refusals.allow(tunnel, now);
+        let code = FlowRefusedCode::Revoked;
+        let refused = may_tell.then(|| FlowRefused {
+            code,
+            tuple: local.reversed(),
+            reason: self.told(keys.key(tunnel), code, why.as_deref()),
+        });
+        Some(Ingress::Drop { reason, refused })
     }
 
     /// Packets that were held for the first fragment that just came, ready to be handled again.
@@ -95,6 +159,7 @@ impl Engine {
     fn ingress_tuple(
         &mut self,
         tunnel: TunnelId,
+        key: Option<&TunnelKey>,
         packet: &Packet<'_>,
         now: Instant,
     ) -> Result<FiveTuple, Ingress> {
@@ -106,7 +171,8 @@ impl Engine {
             FragmentVerdict::Tuple(tuple) => Ok(tuple),
             FragmentVerdict::Held => Err(Ingress::Held),
             FragmentVerdict::Drop(reason) => {
-                Err(self.drop_ingress(tunnel, packet.five_tuple(), reason, None, now))
+                let refused = Refused::silently(reason);
+                Err(self.drop_ingress(tunnel, key, packet.five_tuple(), refused, now))
             }
         }
     }
@@ -115,26 +181,39 @@ impl Engine {
     /// in force, from the address that the error goes to.
     ///
     /// Not as a fragment: under a source that is not the peer's it would join another peer's packet in the kernel.
-    fn is_error_of_flow(&mut self, tunnel: TunnelId, packet: &Packet<'_>) -> bool {
-        let generation = self.policy.generation();
-        packet.fragment().is_none()
-            && !self.policy.is_local(packet.source())
-            && packet
-                .icmp_quote()
-                .filter(|quoted| quoted.source == packet.destination())
-                .and_then(|quoted| self.flows.find(&quoted))
-                .is_some_and(|flow| flow.tunnel == tunnel && flow.generation == generation)
+    fn is_error_of_flow(
+        &mut self,
+        tunnel: TunnelId,
+        packet: &Packet<'_>,
+        now: Instant,
+        keys: &mut KeyTable,
+    ) -> bool {
+        if packet.fragment().is_some() || self.policy.is_local(packet.source()) {
+            return false;
+        }
+        let quoted = packet.icmp_quote();
+        let Some(quoted) = quoted.filter(|quoted| quoted.source == packet.destination()) else {
+            return false;
+        };
+        self.revisit(&quoted, now, keys)
+            && self
+                .flows
+                .find(&quoted)
+                .is_some_and(|flow| flow.tunnel == tunnel)
     }
 
     fn open_ingress(
         &mut self,
         tunnel: TunnelId,
-        key: &TunnelKey,
         packet: &Packet<'_>,
         tuple: FiveTuple,
         now: Instant,
         keys: &KeyTable,
     ) -> Ingress {
+        let Some(key) = keys.key(tunnel) else {
+            let refused = Refused::silently(DropReason::ForeignSource);
+            return self.drop_ingress(tunnel, None, tuple, refused, now);
+        };
         let local = tuple.reversed();
         let known = self
             .flows
@@ -149,8 +228,8 @@ impl Engine {
             && self.still_belongs(opener, keys.key(other), &local)
         {
             let code = FlowRefusedCode::UnknownSource;
-            let refusal = Some((code, None));
-            return self.drop_ingress(tunnel, tuple, DropReason::ForeignSource, refusal, now);
+            let refused = Refused::telling(DropReason::ForeignSource, code);
+            return self.drop_ingress(tunnel, Some(key), tuple, refused, now);
         }
         let is_reply = matches!(known, Some((Opener::Local, other)) if same_pair(other));
         let as_reply = is_reply
@@ -164,7 +243,12 @@ impl Engine {
             Ok(opened) => opened,
             Err(Refusal { reason, code, why }) => {
                 self.flows.remove(&local);
-                return self.drop_ingress(tunnel, tuple, reason, Some((code, Some(why))), now);
+                let refused = Refused {
+                    reason,
+                    code: Some(code),
+                    why: Some(why),
+                };
+                return self.drop_ingress(tunnel, Some(key), tuple, refused, now);
             }
         };
         let mut flow = Flow::new(
@@ -174,10 +258,11 @@ impl Engine {
             Arc::clone(&why),
             now,
         );
-        flow.counts.bytes_received = packet.bytes().len() as u64;
+        flow.note_received(packet, now);
         flow.note_flags(packet.tcp_flags());
         if let Err(reason) = self.flows.insert(local, flow) {
-            return self.drop_ingress(tunnel, tuple, reason, None, now);
+            let refused = Refused::silently(reason);
+            return self.drop_ingress(tunnel, Some(key), tuple, refused, now);
         }
         if known.is_none() {
             self.push_event(EngineEvent::FlowOpened {
@@ -246,11 +331,12 @@ impl Engine {
     fn drop_ingress(
         &mut self,
         tunnel: TunnelId,
+        key: Option<&TunnelKey>,
         tuple: FiveTuple,
-        reason: DropReason,
-        refusal: Option<(FlowRefusedCode, Option<Arc<Why>>)>,
+        refused: Refused,
         now: Instant,
     ) -> Ingress {
+        let Refused { reason, code, why } = refused;
         self.drops.add(reason);
         if !self.refusals.allow(tunnel, now) {
             return Ingress::Drop {
@@ -258,15 +344,18 @@ impl Engine {
                 refused: None,
             };
         }
-        let (code, why) = refusal.map_or((None, None), |(code, why)| (Some(code), why));
-        let text = why
-            .as_ref()
-            .map_or_else(|| reason.to_string(), |why| why.text.to_string());
-        self.push_event(EngineEvent::Dropped { tuple, reason, why });
         let refused = code.map(|code| FlowRefused {
             code,
             tuple,
-            reason: text,
+            reason: self.told(key, code, why.as_deref()),
+        });
+        self.push_event(EngineEvent::Dropped {
+            tuple,
+            direction: Direction::Ingress,
+            local: key.map(|key| key.local.clone()),
+            peer: key.map(|key| key.peer.clone()),
+            reason,
+            why,
         });
         Ingress::Drop { reason, refused }
     }

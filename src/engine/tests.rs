@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+mod live;
+
 use super::*;
 use crate::{
     policy::{HostFacts, MeshSettings, SourceFile, load::load},
@@ -31,6 +33,16 @@ const SYN: u8 = TcpFlags::SYN;
 const ACK: u8 = TcpFlags::ACK;
 
 fn policy(mode: &str, client: &str, generation: u64) -> Arc<Compiled> {
+    policy_with(mode, client, generation, |text| text)
+}
+
+/// The same with other words.
+fn policy_with(
+    mode: &str,
+    client: &str,
+    generation: u64,
+    edit: impl FnOnce(String) -> String,
+) -> Arc<Compiled> {
     let workload = |name: &str, address: &str, number: u8| {
         format!(
             "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{ name: {name}, annotations: \
@@ -78,7 +90,7 @@ fn policy(mode: &str, client: &str, generation: u64) -> Arc<Compiled> {
     let mesh = MeshSettings::default();
     let file = SourceFile {
         name: "mesh.yaml".into(),
-        text,
+        text: edit(text),
     };
     let (resources, found) = load(&[Arc::new(file)], &mesh);
     let resources = resources.unwrap_or_else(|| panic!("{found:#?}"));
@@ -162,6 +174,21 @@ fn rig_with(mode: &str, limits: EngineLimits) -> Rig {
 }
 
 impl Rig {
+    fn configure(&mut self, mode: &str, client: &str, generation: u64) {
+        let policy = policy(mode, client, generation);
+        self.engine.handle_policy(policy, self.now);
+    }
+
+    fn refused(&mut self, tunnel: TunnelId, refused: &FlowRefused) -> Vec<Vec<u8>> {
+        self.engine
+            .handle_flow_refused(tunnel, refused, self.now, &self.keys);
+        self.resets()
+    }
+
+    fn resets(&mut self) -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| self.engine.poll_reset()).collect()
+    }
+
     /// The tunnel to a peer's gateway.
     fn tunnel(&mut self, peer: &str, gateway: &str) -> TunnelId {
         self.keys.id(&TunnelKey {
@@ -201,7 +228,7 @@ impl Rig {
     fn bring(&mut self, tunnel: TunnelId, packet: &[u8]) -> Ingress {
         let packet = Packet::new_checked(packet).unwrap();
         self.engine
-            .handle_ingress(tunnel, &packet, self.now, &self.keys)
+            .handle_ingress(tunnel, &packet, self.now, &mut self.keys)
     }
 
     fn delivers(&mut self, tunnel: TunnelId, packet: &[u8]) -> bool {
@@ -296,12 +323,12 @@ fn a_closed_connection_is_forgotten_soon() {
     let tunnel = rig.tunnel_of(&tcp(A, B, [1000, PORT], SYN));
     assert!(rig.delivers(tunnel, &tcp(B, A, [PORT, 1000], SYN | ACK)));
     rig.now += Duration::from_secs(300);
-    rig.engine.handle_timeout(rig.now);
+    rig.engine.handle_timeout(rig.now, &mut rig.keys);
     assert_eq!(rig.engine.flows().len(), 1, "an idle connection stays");
     assert!(rig.delivers(tunnel, &tcp(B, A, [PORT, 1000], TcpFlags::FIN | ACK)));
     rig.now += Duration::from_secs(60);
     assert!(rig.engine.poll_timeout().is_some_and(|due| due <= rig.now));
-    rig.engine.handle_timeout(rig.now);
+    rig.engine.handle_timeout(rig.now, &mut rig.keys);
     assert!(rig.engine.flows().is_empty());
     let live: Vec<_> = std::iter::from_fn(|| rig.engine.poll_live()).collect();
     assert_eq!(live, [(tunnel, true), (tunnel, false)]);
@@ -313,7 +340,7 @@ fn a_connection_that_nobody_answers_is_forgotten_soon() {
     let tunnel = rig.b();
     assert!(rig.delivers(tunnel, &tcp(B, A, [1000, PORT], SYN)));
     rig.now += FlowLimits::default().other_idle;
-    rig.engine.handle_timeout(rig.now);
+    rig.engine.handle_timeout(rig.now, &mut rig.keys);
     assert!(rig.engine.flows().is_empty());
 }
 
@@ -370,14 +397,10 @@ fn a_refusal_holds_for_its_own_tunnel_and_for_a_while() {
         tuple: Packet::new_checked(&opening).unwrap().five_tuple(),
         reason: "no".into(),
     };
-    let now = rig.now;
-    assert!(rig.engine.handle_flow_refused(c, &refused, now).is_none());
+    assert!(rig.refused(c, &refused).is_empty());
     assert_eq!(rig.tunnel_of(&opening), tunnel);
-    let reset = rig
-        .engine
-        .handle_flow_refused(tunnel, &refused, now)
-        .unwrap();
-    let reset = Packet::new_checked(&reset).unwrap();
+    let resets = rig.refused(tunnel, &refused);
+    let reset = Packet::new_checked(&resets[0]).unwrap();
     assert!(reset.tcp_flags().is_some_and(TcpFlags::is_rst));
     assert_eq!(rig.out_reason(&opening), Some(DropReason::PeerRefusedFlow));
     rig.now += Duration::from_secs(5);
@@ -411,7 +434,7 @@ fn a_peer_that_is_refused_too_often_silences_itself_alone() {
     assert!(!told(&mut rig, b));
     assert_eq!(rig.engine.refusals.len(), 2);
     rig.now += Duration::from_millis(500);
-    rig.engine.handle_timeout(rig.now);
+    rig.engine.handle_timeout(rig.now, &mut rig.keys);
     assert!(rig.engine.refusals.is_empty(), "full buckets are not kept");
 }
 
@@ -420,10 +443,10 @@ fn another_policy_decides_live_flows_again() {
     let mut rig = rig("PERMISSIVE");
     let tunnel = rig.tunnel_of(&tcp(A, B, [1000, PORT], SYN));
     assert!(rig.delivers(tunnel, &tcp(B, A, [2000, PORT], SYN)));
-    rig.engine.handle_policy(policy("DISABLE", "DISABLE", 2));
+    rig.configure("DISABLE", "DISABLE", 2);
     assert_eq!(
         rig.in_reason(tunnel, &tcp(B, A, [PORT, 1000], ACK)),
-        Some(DropReason::ModeDisable)
+        Some(DropReason::PolicyPlaintext)
     );
     assert_eq!(
         rig.in_reason(tunnel, &tcp(B, A, [2000, PORT], ACK)),
@@ -451,8 +474,7 @@ fn a_peer_cannot_take_over_the_flow_of_another_at_the_same_address() {
         );
         assert!(rig.delivers(owner, &reply));
         assert_eq!(rig.tunnel_of(&opening), owner);
-        let next = policy("STRICT", "ISTIO_MUTUAL", generation + 1);
-        rig.engine.handle_policy(next);
+        rig.configure("STRICT", "ISTIO_MUTUAL", generation + 1);
     }
     let theirs = tcp(SHARED, A, [2000, PORT], SYN);
     assert!(rig.delivers(b, &theirs));
@@ -471,7 +493,7 @@ fn fragments_of_one_peer_do_not_meet_those_of_another() {
     assert_eq!(rig.engine.poll_released_ingress(b), None);
     assert!(rig.delivers(b, &last));
     rig.now += Duration::from_secs(1);
-    rig.engine.handle_timeout(rig.now);
+    rig.engine.handle_timeout(rig.now, &mut rig.keys);
     assert!(rig.engine.ingress_fragments.is_empty());
     assert_eq!(
         rig.engine.drops().iter().last(),
@@ -493,9 +515,8 @@ fn an_icmp_error_passes_for_a_flow_of_its_tunnel_alone() {
     first[6] = 0x20;
     put_ip_len(&mut first);
     assert_eq!(rig.in_reason(b, &first), Some(DropReason::ForeignSource));
-    rig.engine
-        .handle_policy(policy("STRICT", "ISTIO_MUTUAL", 2));
+    rig.configure("STRICT", "ISTIO_MUTUAL", 2);
+    assert!(rig.delivers(b, &error), "another policy, the same flow");
+    rig.configure("STRICT", "DISABLE", 3);
     assert_eq!(rig.in_reason(b, &error), Some(DropReason::ForeignSource));
-    assert!(rig.delivers(b, &tcp(B, A, [PORT, 1000], ACK)));
-    assert!(rig.delivers(b, &error));
 }

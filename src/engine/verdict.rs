@@ -5,7 +5,8 @@ use std::sync::Arc;
 use crate::{
     engine::flows::{FlowSummary, Opener},
     policy::Why,
-    registry::TunnelId,
+    registry::{TunnelId, TunnelKey},
+    spiffe::SpiffeId,
     wire::{DropReason, FiveTuple, capsule::FlowRefused},
 };
 
@@ -41,6 +42,15 @@ pub enum Ingress {
     Held,
 }
 
+/// Where a packet came from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Direction {
+    /// From the device.
+    Egress,
+    /// Out of a tunnel.
+    Ingress,
+}
+
 /// What the control plane may want to log or count.
 #[derive(Clone, Debug)]
 pub enum EngineEvent {
@@ -48,6 +58,12 @@ pub enum EngineEvent {
     Dropped {
         /// Of the packet, in the direction it travelled.
         tuple: FiveTuple,
+        /// That direction.
+        direction: Direction,
+        /// The identity of the workload on this host, where there is one.
+        local: Option<SpiffeId>,
+        /// The identity at the other end, where it is known.
+        peer: Option<SpiffeId>,
         /// Why.
         reason: DropReason,
         /// The rule behind it, where policy decided.
@@ -57,6 +73,23 @@ pub enum EngineEvent {
     FlowClosed {
         /// Local end first.
         tuple: FiveTuple,
+        /// What it carried.
+        summary: FlowSummary,
+    },
+    /// A flow was ended, on both ends, because it may no longer be.
+    FlowCut {
+        /// Local end first.
+        tuple: FiveTuple,
+        /// Who had opened it.
+        opener: Opener,
+        /// The two identities, and the gateway.
+        key: Option<TunnelKey>,
+        /// Why.
+        reason: DropReason,
+        /// The rule behind it, where our policy decided.
+        why: Option<Arc<Why>>,
+        /// The words of the peer, where it decided.
+        said: Option<Arc<str>>,
         /// What it carried.
         summary: FlowSummary,
     },

@@ -64,7 +64,10 @@ impl Shard {
         let Ok(packet) = Packet::new_checked(bytes) else {
             return self.engine.count_drop(DropReason::Malformed);
         };
-        match self.engine.handle_ingress(tunnel, &packet, now, &self.keys) {
+        match self
+            .engine
+            .handle_ingress(tunnel, &packet, now, &mut self.keys)
+        {
             Ingress::Deliver => self.join(tunnel, &packet, partial_checksum),
             Ingress::Drop {
                 refused: Some(refused),

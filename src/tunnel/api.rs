@@ -100,6 +100,15 @@ pub enum TunnelState {
     },
 }
 
+/// Which end no longer allows a session.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Revoker {
+    /// The peer.
+    Peer,
+    /// This host.
+    Us,
+}
+
 /// What the tunnels tell.
 #[derive(Clone, Debug)]
 pub enum TunnelEvent {
@@ -120,11 +129,15 @@ pub enum TunnelEvent {
         key: TunnelKey,
         /// Why its session ended.
         reason: String,
+        /// One end no longer allows it, and so none of its flows.
+        revoked: Option<Revoker>,
     },
     /// FLOW_REFUSED came.
     FlowRefused {
         /// The tunnel it came by.
         id: TunnelId,
+        /// Its key.
+        key: TunnelKey,
         /// What it says; the tuple is as our packet travelled.
         refused: FlowRefused,
     },

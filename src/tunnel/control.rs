@@ -1,17 +1,26 @@
 //! The control stream of a session: capsules in and out (wire.md §3.2), rate-limited both ways.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use quinn_proto::{Connection, ReadError, StreamId};
 
 use crate::{
     tunnel::error::close_code,
-    wire::capsule::{Capsule, CapsuleReader},
+    wire::capsule::{Capsule, CapsuleReader, FlowRefused},
 };
 
 /// Bytes of capsules that wait for the stream's window.
 const MAX_OUTGOING: usize = 64 * 1024;
+/// Bytes of capsules beyond which revocations wait for those before them to leave.
+const ENOUGH_OUTGOING: usize = MAX_OUTGOING / 2;
+/// Revocations that wait: flows of one tunnel, unless somebody changed that bound.
+const MAX_REVOCATIONS: usize = 65_536;
+/// How often revocations leave, while there are more than may leave at once.
+const PACE: Duration = Duration::from_millis(5);
 /// Bytes taken from the stream at once.
 const READ_CHUNK: usize = 4 * 1024;
 
@@ -39,7 +48,13 @@ pub(super) struct Control {
     reader: CapsuleReader,
     outgoing: Vec<u8>,
     received: Allowance,
+    /// Refusals cost no more than a datagram, and a peer whose policy changed may have many to tell at once.
+    received_refusals: Allowance,
     refusals: Allowance,
+    /// Cut flows that the peer is to be told of.
+    revocations: VecDeque<FlowRefused>,
+    /// Half of what a peer takes.
+    paced: Allowance,
     /// Capsules of unknown type.
     pub(super) unknown: u64,
 }
@@ -51,7 +66,10 @@ impl Control {
             reader: CapsuleReader::default(),
             outgoing: Vec::new(),
             received: Allowance::new(100, 200, now),
+            received_refusals: Allowance::new(16_000, 16_000, now),
             refusals: Allowance::new(20, 20, now),
+            revocations: VecDeque::new(),
+            paced: Allowance::new(8_000, 4_000, now),
             unknown: 0,
         }
     }
@@ -73,7 +91,15 @@ impl Control {
                 .poll()
                 .map_err(|_| Violation::protocol("malformed capsule"))?;
             if let Some(capsule) = capsule {
-                if !self.received.take(now) {
+                let allowance = match capsule {
+                    Capsule::FlowRefused(_) => &mut self.received_refusals,
+                    Capsule::Drain { .. }
+                    | Capsule::Hello(_)
+                    | Capsule::Ready { .. }
+                    | Capsule::Refused { .. }
+                    | Capsule::Unknown { .. } => &mut self.received,
+                };
+                if !allowance.take(now) {
                     return Err(Violation {
                         code: close_code::EXCESSIVE_LOAD,
                         reason: "too many capsules",
@@ -102,11 +128,31 @@ impl Control {
         self.refusals.take(now) && self.send(capsule)
     }
 
+    /// Queues a FLOW_REFUSED that must get through.
+    pub(super) fn queue_revocation(&mut self, revoked: FlowRefused) {
+        if self.revocations.len() < MAX_REVOCATIONS {
+            self.revocations.push_back(revoked);
+        }
+    }
+
+    /// When more revocations may leave; `None` when none waits for time.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let waits_for_time = !self.revocations.is_empty() && self.outgoing.len() < ENOUGH_OUTGOING;
+        waits_for_time.then(|| self.paced.filled + PACE)
+    }
+
     /// Writes what the stream takes; `true` when it took something.
-    pub(super) fn flush(&mut self, connection: &mut Connection) -> bool {
+    pub(super) fn flush(&mut self, connection: &mut Connection, now: Instant) -> bool {
         let Some(stream) = self.stream else {
             return false;
         };
+        while self.outgoing.len() < ENOUGH_OUTGOING
+            && !self.revocations.is_empty()
+            && self.paced.take(now)
+            && let Some(revoked) = self.revocations.pop_front()
+        {
+            Capsule::FlowRefused(revoked).encode(&mut self.outgoing);
+        }
         if self.outgoing.is_empty() {
             return false;
         }

@@ -7,7 +7,7 @@ use quinn_proto::{ConnectionError, ConnectionHandle};
 use crate::{
     registry::TunnelId,
     tunnel::{
-        DialError, TunnelEvent, Tunnels, close_code,
+        DialError, Revoker, TunnelEvent, Tunnels, close_code,
         control::Violation,
         error::quote,
         pool::Tunnel,
@@ -31,7 +31,7 @@ impl Ending {
             reason: reason.into(),
             error: None,
             next: match code {
-                close_code::REVOKED => Next::Revoked,
+                close_code::REVOKED => Next::Revoked(Revoker::Us),
                 close_code::DONE | close_code::SUPERSEDED => Next::Ordered,
                 _ => Next::Lost,
             },
@@ -65,7 +65,7 @@ enum Next {
     /// It broke.
     Lost,
     /// The peer's policy or ours no longer allows it.
-    Revoked,
+    Revoked(Revoker),
 }
 
 /// A session's end, whoever decided it.
@@ -126,7 +126,14 @@ impl Tunnels {
                 let code = close.error_code.into_inner();
                 let reason = format!("the peer closed it: {} ({code:#x})", quote(&close.reason));
                 let revoked = code == u64::from(close_code::REVOKED);
-                (reason, if revoked { Next::Revoked } else { Next::Lost })
+                (
+                    reason,
+                    if revoked {
+                        Next::Revoked(Revoker::Peer)
+                    } else {
+                        Next::Lost
+                    },
+                )
             }
             ConnectionError::TimedOut if live => {
                 ("nothing heard from the peer for 30 s".into(), Next::Lost)
@@ -209,7 +216,7 @@ impl Tunnels {
                     let lasted = now.saturating_duration_since(up_at);
                     tunnel.backoff.handle_lost(lasted, now, &mut self.random);
                 }
-                Next::Revoked => {
+                Next::Revoked(_) => {
                     let code = RefusedCode::NotAllowed;
                     tunnel
                         .backoff
@@ -225,6 +232,10 @@ impl Tunnels {
                 id,
                 key,
                 reason: reason.to_owned(),
+                revoked: match next {
+                    Next::Revoked(revoker) => Some(revoker),
+                    Next::Lost | Next::Ordered => None,
+                },
             });
         }
         self.redial(id, now);

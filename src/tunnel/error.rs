@@ -97,6 +97,17 @@ impl DialError {
         }
     }
 
+    /// The peer says that no policy can allow it.
+    pub const fn is_final(&self) -> bool {
+        match self {
+            Self::Refused { code, .. } => matches!(code, RefusedCode::NotAllowed),
+            Self::NoIdentity
+            | Self::PeerClosed { .. }
+            | Self::Unreachable { .. }
+            | Self::Verify { .. } => false,
+        }
+    }
+
     /// The error of a connection that ended before the peer said READY and whose certificate we had not refused.
     pub(super) fn of_connection(error: &ConnectionError) -> Self {
         match error {

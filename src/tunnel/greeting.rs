@@ -147,7 +147,9 @@ impl Tunnels {
                 );
             }
             (Stage::Up | Stage::Draining, _, Capsule::FlowRefused(refused), Some(id)) => {
-                self.event(TunnelEvent::FlowRefused { id, refused });
+                if let Some(key) = self.tunnels.get(&id).map(|tunnel| tunnel.key.clone()) {
+                    self.event(TunnelEvent::FlowRefused { id, key, refused });
+                }
             }
             (Stage::Up | Stage::Draining, _, Capsule::Drain { .. }, Some(id)) => {
                 session.stage = Stage::Draining;

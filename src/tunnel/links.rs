@@ -187,7 +187,7 @@ impl Links {
             return;
         }
         session.sample_max_datagram(now);
-        if session.flush_control() {
+        if session.flush_control(now) {
             self.mark(handle);
         }
         self.refresh_timer(handle);
@@ -264,10 +264,15 @@ impl Links {
         let Some(session) = self.sessions.get_mut(&handle) else {
             return;
         };
-        let next = [session.connection.poll_timeout(), session.wake]
-            .into_iter()
-            .flatten()
-            .min();
+        let control = session.carries().then(|| session.control.poll_timeout());
+        let next = [
+            session.connection.poll_timeout(),
+            session.wake,
+            control.flatten(),
+        ]
+        .into_iter()
+        .flatten()
+        .min();
         if next == session.timer {
             return;
         }

@@ -234,8 +234,8 @@ impl Session {
     }
 
     /// Writes capsules to the control stream; `true` when quinn took some.
-    pub(super) fn flush_control(&mut self) -> bool {
-        let written = self.control.flush(&mut self.connection);
+    pub(super) fn flush_control(&mut self, now: Instant) -> bool {
+        let written = self.control.flush(&mut self.connection, now);
         if written {
             self.control_waits = Some(self.stream_frames_sent());
         }
