@@ -86,7 +86,8 @@ impl Shard {
         identities: Arc<Identities>,
         policy: Arc<Compiled>,
     ) -> Result<Self, TunnelSetupError> {
-        let tunnels = Tunnels::new(settings.tunnel.clone(), identities, Arc::clone(&policy))?;
+        let tunnels = Tunnels::new(settings.tunnel.clone(), identities, Arc::clone(&policy))?
+            .with_reveal_reasons(settings.engine.reveal_reasons);
         Ok(Self {
             engine: Engine::new(policy, settings.engine),
             tunnels,
@@ -343,6 +344,18 @@ impl Shard {
         usize::from(self.settings.expected_inner(ipv6))
     }
 
+    /// Sends a frame that waited, unless its flow was cut meanwhile.
+    fn release(&mut self, tunnel: TunnelId, frame: &mut [u8], now: Instant) {
+        let packet = frame.get(VIRTIO_HEADER_LEN..);
+        let cut = packet
+            .and_then(|bytes| Packet::new_checked(bytes).ok())
+            .and_then(|packet| self.engine.refuse_waiting(&packet, now, &mut self.keys));
+        match cut {
+            Some(answer) => answer.into_iter().for_each(|answer| self.answer(answer)),
+            None => self.send(tunnel, frame),
+        }
+    }
+
     /// Drops a frame that had a tunnel, and tells its sender where that is due.
     fn drop_frame(&mut self, tunnel: TunnelId, frame: &[u8], reason: DropReason, now: Instant) {
         let Some(packet) = frame
@@ -391,7 +404,7 @@ impl Shard {
             TunnelEvent::Up { id, .. } => {
                 self.engine.handle_session_up(*id);
                 for mut frame in self.engine.pending_mut().take(*id) {
-                    self.send(*id, &mut frame);
+                    self.release(*id, &mut frame, now);
                 }
             }
             TunnelEvent::DialFailed { id, error, .. } => {

@@ -36,12 +36,14 @@ use crate::{
     identity::Identities,
     policy::Compiled,
     registry::{KeyTable, TunnelId, TunnelKey},
+    spiffe::SpiffeId,
     tunnel::{
         config::Configs,
         control::Violation,
         links::{Links, Routed},
         pool::Tunnel,
         random::Random,
+        session::Session,
     },
     wire::{
         DropReason,
@@ -84,6 +86,8 @@ pub struct Tunnels {
     now: Option<Instant>,
     /// We are going away: why.
     draining: Option<String>,
+    /// A peer of the own trust domain is told which policy refuses its session.
+    reveal_reasons: bool,
 }
 
 impl Tunnels {
@@ -112,10 +116,20 @@ impl Tunnels {
             random: Random::new(&settings.rng_seed, "tunnel"),
             now: None,
             draining: None,
+            reveal_reasons: true,
             settings,
             identities,
             policy,
         })
+    }
+
+    /// Whether peers of the own trust domain are told which policy refuses their sessions; they are unless this says no.
+    #[must_use]
+    pub fn with_reveal_reasons(self, reveal_reasons: bool) -> Self {
+        Self {
+            reveal_reasons,
+            ..self
+        }
     }
 
     /// Takes one datagram from the underlay. An accepted session gets its number from `keys`.
@@ -357,6 +371,13 @@ impl Tunnels {
             tunnel.counts.packets_received += packets;
             tunnel.counts.bytes_received += bytes;
         }
+    }
+
+    /// The peer of a session may learn which policy refuses it.
+    fn reveals(&self, session: &Session) -> bool {
+        let domain = |id: &SpiffeId| id.trust_domain_str().to_owned();
+        let own = session.local.as_ref().map(domain);
+        self.reveal_reasons && own == session.peer_id().map(domain)
     }
 
     fn current(&self, id: TunnelId) -> Option<ConnectionHandle> {

@@ -415,7 +415,16 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{identity::VerifyError, registry::KeyTable};
+    use crate::{
+        engine::Direction,
+        identity::VerifyError,
+        policy::{HostFacts, MeshSettings, Resources},
+        registry::{KeyTable, Place, ResourceName},
+        wire::{
+            DropReason,
+            capsule::{FlowRefused, FlowRefusedCode},
+        },
+    };
 
     fn key() -> TunnelKey {
         TunnelKey {
@@ -475,6 +484,145 @@ mod tests {
             exposition.contains("identun_peer_verify_failures_total{reason=\"wrong_identity\"} 2"),
             "{exposition}"
         );
+    }
+
+    fn tuple(port: u16) -> FiveTuple {
+        FiveTuple {
+            protocol: protocol::TCP,
+            source: [10, 0, 0, 2].into(),
+            source_port: port,
+            destination: [10, 0, 0, 1].into(),
+            destination_port: 80,
+        }
+    }
+
+    fn denial() -> Arc<Why> {
+        let rule = |kind, name: &str, line| RuleRef {
+            resource: ResourceName {
+                kind,
+                namespace: "default".into(),
+                name: name.into(),
+            },
+            place: Place {
+                file: "policy.yaml".into(),
+                line,
+                column: 5,
+            },
+        };
+        Arc::new(Why {
+            text: "an AuthorizationPolicy denies it".into(),
+            authorization: Some(rule("AuthorizationPolicy", "not-b", 12)),
+            mode_rule: Some(rule("PeerAuthentication", "strict", 3)),
+            ..Why::default()
+        })
+    }
+
+    #[test]
+    fn a_denial_is_told_once_for_each_pair_and_rule_with_everything_about_it() {
+        let log = EventLog::new(Arc::new(Metrics::new("1")));
+        for (port, peer) in [(1, key().peer), (2, key().peer), (3, key().local)] {
+            let event = EngineEvent::Dropped {
+                tuple: tuple(port),
+                direction: Direction::Ingress,
+                local: Some(key().local),
+                peer: Some(peer),
+                reason: DropReason::DeniedByPolicy,
+                why: Some(denial()),
+            };
+            log.handle_engine(&event, &nothing());
+        }
+        let records = log.records();
+        assert_eq!(records.len(), 2);
+        for (name, value) in [
+            ("flow", "tcp 10.0.0.2:1 -> 10.0.0.1:80"),
+            ("src.identity", "spiffe://td/ns/default/sa/b"),
+            ("dst.identity", "spiffe://td/ns/default/sa/a"),
+            ("reason", "denied_by_policy"),
+            ("policy", "AuthorizationPolicy default/not-b"),
+            ("rule", "policy.yaml:12:5"),
+            (
+                "mode_rule",
+                "PeerAuthentication default/strict (policy.yaml:3:5)",
+            ),
+        ] {
+            assert_eq!(records[0].field(name), Some(value), "{:?}", records[0]);
+        }
+    }
+
+    #[test]
+    fn a_cut_flow_is_told_with_both_identities_and_counts_as_ended() {
+        let metrics = Arc::new(Metrics::new("1"));
+        let log = EventLog::new(Arc::clone(&metrics));
+        let connection = (Opener::Peer, key());
+        log.lock()
+            .connections
+            .insert(tuple(1).reversed(), connection);
+        log.handle_engine(
+            &EngineEvent::FlowCut {
+                tuple: tuple(1).reversed(),
+                opener: Opener::Peer,
+                key: Some(key()),
+                reason: DropReason::DeniedByPolicy,
+                why: Some(denial()),
+                said: None,
+                summary: FlowSummary {
+                    bytes_sent: 10,
+                    bytes_received: 20,
+                },
+            },
+            &nothing(),
+        );
+        let record = log.records().remove(0);
+        assert_eq!(record.kind, "cut");
+        for (name, value) in [
+            ("direction", "inbound"),
+            ("flow", "tcp 10.0.0.2:1 -> 10.0.0.1:80"),
+            ("src.identity", "spiffe://td/ns/default/sa/b"),
+            ("bytes_recv", "20"),
+            ("policy", "AuthorizationPolicy default/not-b"),
+            ("rule", "policy.yaml:12:5"),
+        ] {
+            assert_eq!(record.field(name), Some(value), "{record:?}");
+        }
+        let text = metrics.encode();
+        for line in [
+            "identun_policy_decisions_total{result=\"cut\",reason=\"denied_by_policy\"} 1",
+            "connection_security_policy=\"mutual_tls\"} 10",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+        assert!(log.lock().connections.is_empty());
+    }
+
+    #[test]
+    fn what_a_peer_refuses_is_told_once_for_each_pair_and_reason() {
+        let log = EventLog::new(Arc::new(Metrics::new("1")));
+        let id = KeyTable::default().id(&key());
+        for (port, reason) in [(1, "denied\nby x"), (2, "denied\nby x"), (3, "denied by y")] {
+            log.handle_tunnel(&TunnelEvent::FlowRefused {
+                id,
+                key: key(),
+                refused: FlowRefused {
+                    code: FlowRefusedCode::DeniedByPolicy,
+                    tuple: tuple(port),
+                    reason: reason.into(),
+                },
+            });
+        }
+        let records = log.records();
+        assert_eq!(records.len(), 2);
+        assert_eq!(
+            records[0].text(),
+            "code=denied_by_policy dst.identity=spiffe://td/ns/default/sa/b flow=\"tcp 10.0.0.2:1 -> 10.0.0.1:80\" \
+             reason=\"denied\\u{a}by x\" src.identity=spiffe://td/ns/default/sa/a"
+        );
+    }
+
+    /// A policy of nothing.
+    fn nothing() -> Compiled {
+        let facts = HostFacts::default();
+        let compiled = Compiled::new(&Resources::default(), &MeshSettings::default(), facts, 1);
+        compiled.0.unwrap()
     }
 
     #[derive(Clone, Default)]

@@ -47,6 +47,8 @@ pub struct Settings {
     pub unknown_destination: UnknownDestination,
     /// AuthorizationPolicies that speak of requests.
     pub l7: L7,
+    /// A peer of the own trust domain is told which policy and rule refuse its flow.
+    pub reveal_reasons: bool,
     /// Policy files and folders.
     pub policies: Vec<PathBuf>,
     /// Changed files are put in force without being asked to.
@@ -97,6 +99,7 @@ impl Default for Settings {
             auto_mtls: true,
             unknown_destination: UnknownDestination::Drop,
             l7: L7::Reject,
+            reveal_reasons: true,
             policies: Vec::new(),
             watch: true,
             identities: Vec::new(),
@@ -170,6 +173,7 @@ impl Settings {
         let flows: &mut FlowLimits = &mut limits.flows;
         flows.total = self.limits.flows;
         flows.per_tunnel = self.limits.flows_per_tunnel;
+        limits.reveal_reasons = self.reveal_reasons;
         limits
     }
 
@@ -206,6 +210,12 @@ impl Settings {
         );
         keep("metrics", &mut self.metrics, &running.metrics, &mut kept);
         keep("log", &mut self.log, &running.log, &mut kept);
+        keep(
+            "reveal_reasons",
+            &mut self.reveal_reasons,
+            &running.reveal_reasons,
+            &mut kept,
+        );
         keep("limits", &mut self.limits, &running.limits, &mut kept);
         kept
     }

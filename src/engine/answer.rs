@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    policy::Why,
+    policy::{ReasonCode, Why},
     registry::TunnelId,
     wire::{DropReason, capsule::FlowRefusedCode, icmp, packet::Packet, protocol},
 };
@@ -174,13 +174,16 @@ pub(super) const fn words(code: FlowRefusedCode) -> &'static str {
 
 /// Why, with the rule that decided and where it stands.
 pub(super) fn reason(code: FlowRefusedCode, why: &Why) -> String {
-    let rule = why.authorization.as_ref().or(why.mode_rule.as_ref());
-    let rule = rule.or(why.rule.as_ref());
-    let text = match (why.text.is_empty(), rule) {
-        (true, None) => return words(code).to_owned(),
-        (true, Some(rule)) => rule.to_string(),
-        (false, None) => why.text.to_string(),
-        (false, Some(rule)) => format!("{}: {rule}", why.text),
+    let server = why.authorization.as_ref().or(why.mode_rule.as_ref());
+    let text = match (why.code, why.rule.as_ref().or(server)) {
+        (Some(ReasonCode::DeniedByPolicy), Some(rule)) => format!("denied by {rule}"),
+        (Some(ReasonCode::NoMatchingAllow), Some(rule)) => {
+            format!("no ALLOW policy allows it, not {rule} either")
+        }
+        (_, Some(rule)) if why.text.is_empty() => rule.to_string(),
+        (_, Some(rule)) => format!("{}: {rule}", why.text),
+        (_, None) if why.text.is_empty() => return words(code).to_owned(),
+        (_, None) => why.text.to_string(),
     };
     if code == FlowRefusedCode::Revoked {
         return format!("{}: {text}", words(code));

@@ -76,7 +76,7 @@ impl Engine {
     }
 
     /// A packet of a flow that was cut a while ago, unless it begins another one.
-    fn refuse_cut(
+    pub(super) fn refuse_cut(
         &mut self,
         packet: &Packet<'_>,
         tuple: &FiveTuple,

@@ -48,7 +48,7 @@ impl Default for FlowLimits {
 }
 
 /// Who sent the first packet of a flow.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Opener {
     /// A workload of this host.

@@ -10,9 +10,11 @@ use std::{
     time::Instant,
 };
 
+use hashbrown::HashMap;
+
 use crate::{
     engine::{
-        AnswerKind, Engine, EngineEvent, Flow, Opener, cuts::CutFlow, egress::REFUSED_FOR,
+        AnswerKind, Egress, Engine, EngineEvent, Flow, Opener, cuts::CutFlow, egress::REFUSED_FOR,
         flows::Cursor,
     },
     policy::{EgressDecision, IngressDecision, Why},
@@ -32,8 +34,12 @@ const BATCH: usize = 1_024;
 /// for those of a whole batch.
 const MAX_WAITING: usize = 4 * BATCH;
 
+/// Decisions that are remembered while flows are looked at: most flows differ from others in their opener's port alone,
+/// which no rule looks at.
+const MAX_MEMORY: usize = 4_096;
+
 /// Why a flow may not be.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Refusal {
     /// What its packets are dropped for.
     pub(super) reason: DropReason,
@@ -69,6 +75,8 @@ pub(super) struct Revisits {
     /// The same for flows of sessions that were revoked.
     sessions: Option<(Instant, Option<Cursor>)>,
     revoked: BTreeMap<TunnelId, (DropReason, Arc<str>)>,
+    /// Decisions by the policy in force: on flows without their opener's port.
+    memory: HashMap<(Opener, TunnelId, FiveTuple), Result<Arc<Why>, Refusal>>,
     /// For the device.
     resets: VecDeque<Vec<u8>>,
     /// For the peers.
@@ -79,6 +87,7 @@ impl Revisits {
     /// Every flow is to be looked at from `now` on.
     pub(super) fn begin(&mut self, now: Instant) {
         self.policy = Some((now, None));
+        self.memory.clear();
     }
 
     /// When there is something to do.
@@ -177,23 +186,37 @@ impl Engine {
             return true;
         }
         let (opener, tunnel) = (flow.opener, flow.tunnel);
-        let judged = keys.key(tunnel).map(|key| self.judge(tuple, opener, key));
-        let why = match judged {
-            Some(Ok(Judged::Stays(why))) => why,
-            Some(Ok(Judged::Moves(key, why))) => {
+        let why = match self.recall(tuple, opener, tunnel, keys) {
+            Ok(Judged::Stays(why)) => why,
+            Ok(Judged::Moves(key, why)) => {
                 self.flows.rehome(tuple, keys.id(&key));
                 why
             }
-            Some(Err(refusal)) => {
+            Err(refusal) => {
                 self.cut(tuple, refusal.into(), now, keys);
                 return false;
             }
-            None => return false,
         };
         if let Some(flow) = self.flows.find(tuple) {
             (flow.generation, flow.why) = (generation, why);
         }
         true
+    }
+
+    /// Decides again on a packet that waited for its tunnel: the answer for its sender, if any, where its flow was cut.
+    pub fn refuse_waiting(
+        &mut self,
+        packet: &Packet<'_>,
+        now: Instant,
+        keys: &mut KeyTable,
+    ) -> Option<Option<Vec<u8>>> {
+        let tuple = packet.five_tuple();
+        let is_cut = !self.revisit(&tuple, now, keys) && self.cuts.find(&tuple).is_some();
+        let verdict = is_cut.then(|| self.refuse_cut(packet, &tuple, now))?;
+        match verdict {
+            Some(Egress::Drop { answer, .. }) => Some(answer),
+            Some(Egress::Held | Egress::Tunnel(_)) | None => Some(None),
+        }
     }
 
     /// Rebuilds the flow of a conntrack entry after a restart and returns the tunnel it belongs to.
@@ -238,6 +261,9 @@ impl Engine {
                 self.revisit(&tuple, now, keys);
             }
             self.revisits.policy = cursor.map(|cursor| (since, Some(cursor)));
+            if cursor.is_none() {
+                self.revisits.memory = HashMap::new();
+            }
         }
         if let Some((since, mut cursor)) = self.revisits.sessions
             && self.revisits.has_room()
@@ -271,6 +297,39 @@ impl Engine {
             };
             self.cut(tuple, cause, now, keys);
         }
+    }
+
+    /// [`Self::judge`], or what it said of a flow like this one.
+    fn recall(
+        &mut self,
+        tuple: &FiveTuple,
+        opener: Opener,
+        tunnel: TunnelId,
+        keys: &KeyTable,
+    ) -> Result<Judged, Refusal> {
+        let mut like = *tuple;
+        match opener {
+            Opener::Local => like.source_port = 0,
+            Opener::Peer => like.destination_port = 0,
+        }
+        if let Some(known) = self.revisits.memory.get(&(opener, tunnel, like)) {
+            return known.clone().map(Judged::Stays);
+        }
+        let Some(key) = keys.key(tunnel) else {
+            let text = "its tunnel is unknown".into();
+            return Err(Refusal::new(DropReason::TunnelDown, text, &Why::default()));
+        };
+        let judged = self.judge(tuple, opener, key);
+        let known = match &judged {
+            Ok(Judged::Stays(why)) => Ok(Arc::clone(why)),
+            Ok(Judged::Moves(..)) => return judged,
+            Err(refusal) => Err(refusal.clone()),
+        };
+        if self.revisits.memory.len() >= MAX_MEMORY {
+            self.revisits.memory.clear();
+        }
+        self.revisits.memory.insert((opener, tunnel, like), known);
+        judged
     }
 
     /// May a flow between the two of `key` still be?

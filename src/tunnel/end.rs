@@ -20,6 +20,8 @@ use crate::{
 pub(super) struct Ending {
     code: u32,
     reason: String,
+    /// What the peer is told instead of the reason.
+    told: Option<&'static str>,
     error: Option<DialError>,
     next: Next,
 }
@@ -29,6 +31,7 @@ impl Ending {
         Self {
             code,
             reason: reason.into(),
+            told: None,
             error: None,
             next: match code {
                 close_code::REVOKED => Next::Revoked(Revoker::Us),
@@ -80,6 +83,17 @@ struct Ended {
 }
 
 impl Tunnels {
+    /// Ends a session that may no longer be.
+    pub(super) fn revoke(&mut self, handle: ConnectionHandle, reason: String, now: Instant) {
+        let session = self.links.session(handle);
+        let reveals = session.is_some_and(|session| self.reveals(session));
+        let ending = Ending {
+            told: (!reveals).then_some("no longer allowed"),
+            ..Ending::new(close_code::REVOKED, reason)
+        };
+        self.end(handle, ending, now);
+    }
+
     /// Ends a session with CONNECTION_CLOSE.
     pub(super) fn end(&mut self, handle: ConnectionHandle, ending: Ending, now: Instant) {
         let Some(session) = self.links.session_mut(handle) else {
@@ -89,7 +103,7 @@ impl Tunnels {
         if before == Stage::Closed {
             return;
         }
-        session.close(ending.code, &ending.reason, now);
+        session.close(ending.code, ending.told.unwrap_or(&ending.reason), now);
         self.links.mark(handle);
         let error = ending.error;
         let ended = Ended {

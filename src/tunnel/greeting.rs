@@ -175,6 +175,7 @@ impl Tunnels {
             return;
         };
         let judged = self.judge(session, hello);
+        let reveals = self.reveals(session);
         let Some(session) = self.links.session_mut(handle) else {
             return;
         };
@@ -196,10 +197,13 @@ impl Tunnels {
                 session.plan_close(REFUSED_LINGER, close_code::DONE, "refused", now);
                 let (remote, presented) =
                     (session.remote(), session.peer_id().map(ToString::to_string));
-                session.control.send(&Capsule::Refused {
-                    code,
-                    reason: reason.clone(),
-                });
+                let told = match (reveals, code) {
+                    (false, RefusedCode::NotAllowed) => "not allowed".to_owned(),
+                    _ => reason.clone(),
+                };
+                session
+                    .control
+                    .send(&Capsule::Refused { code, reason: told });
                 self.event(TunnelEvent::IncomingRefused {
                     remote,
                     presented,
@@ -248,7 +252,7 @@ impl Tunnels {
             .session(handle)
             .filter(|session| session.generation != self.generation);
         if let Some(Err(reason)) = stale.map(|session| self.still_allowed(session)) {
-            return self.end(handle, Ending::new(close_code::REVOKED, reason), now);
+            return self.revoke(handle, reason, now);
         }
         let Some(session) = self.links.session_mut(handle) else {
             return;

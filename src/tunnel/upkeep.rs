@@ -53,7 +53,7 @@ impl Tunnels {
                 .session(handle)
                 .filter(|session| session.carries());
             if let Some(Err(reason)) = session.map(|session| self.still_allowed(session)) {
-                self.end(handle, Ending::new(close_code::REVOKED, reason), now);
+                self.revoke(handle, reason, now);
             }
         }
         for handle in self.links.handles() {

@@ -186,6 +186,39 @@ fn refused_flows_are_told_and_rate_limited() {
 }
 
 #[test]
+fn revoked_flows_are_all_told_in_order_and_the_session_bears_it() {
+    const COUNT: u16 = 20_000;
+    let mut world = World::new(28);
+    world.connect();
+    let tunnel = world.tunnel(BOB);
+    for port in 0..COUNT {
+        let revoked = FlowRefused {
+            code: FlowRefusedCode::Revoked,
+            tuple: FiveTuple {
+                protocol: 6,
+                source: [10, 0, 0, 1].into(),
+                source_port: port,
+                destination: [10, 0, 0, 2].into(),
+                destination_port: 80,
+            },
+            reason: "no longer allowed: denied by AuthorizationPolicy default/somebody".into(),
+        };
+        world.hosts[BOB].tunnels.send_revocation(tunnel, revoked);
+    }
+    world.live(BOB, true);
+    world.run(SECOND * 5);
+    let mut told = Vec::new();
+    for (_, event) in &world.hosts[ALICE].events {
+        if let TunnelEvent::FlowRefused { refused, .. } = event {
+            told.push(refused.tuple.source_port);
+        }
+    }
+    assert_eq!(told.len(), usize::from(COUNT));
+    assert!(told.is_sorted());
+    assert_eq!(world.state(ALICE), TunnelState::Up);
+}
+
+#[test]
 fn a_second_stream_is_impossible() {
     let mut world = World::new(25);
     world.connect();

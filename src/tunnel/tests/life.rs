@@ -316,6 +316,26 @@ fn what_new_policy_or_trust_forbids_closes_at_once() {
 }
 
 #[test]
+fn a_peer_need_not_learn_what_ends_its_session() {
+    for (reveals, told) in [(true, "of the registry"), (false, "no longer allowed")] {
+        let mut world = World::new(50);
+        world.hosts[BOB].tunnels.reveal_reasons = reveals;
+        world.connect();
+        let (identities, policy) = (world.identities("bob"), policy(BOB, &["bob"], ""));
+        let now = world.now;
+        let bob = &mut world.hosts[BOB].tunnels;
+        bob.handle_config(Arc::new(identities), policy, now);
+        world.run(SECOND / 5);
+        assert!(
+            downs(&world, ALICE)[0].contains(told),
+            "{:?}",
+            downs(&world, ALICE)
+        );
+        assert!(downs(&world, BOB)[0].contains("of the registry"));
+    }
+}
+
+#[test]
 fn what_is_still_allowed_goes_on_through_a_new_configuration() {
     let mut world = World::new(50);
     world.connect();
