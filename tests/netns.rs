@@ -13,6 +13,8 @@ mod audit;
 mod bad_luck;
 #[path = "netns/capture.rs"]
 mod capture;
+#[path = "netns/cuts.rs"]
+mod cuts;
 #[path = "netns/datagrams.rs"]
 mod datagrams;
 #[path = "netns/denied.rs"]
