@@ -149,11 +149,16 @@ impl FlowLog {
                 let code = why.code.map(|code| code.as_str());
                 self.note(key(&outward, Way::Tunnel), code, now);
             }
-            Event::Engine(EngineEvent::FlowClosed { tuple, summary }) => {
+            Event::Engine(
+                EngineEvent::FlowClosed { tuple, summary }
+                | EngineEvent::FlowCut { tuple, summary, .. },
+            ) => {
                 let bytes = (summary.bytes_sent, summary.bytes_received);
                 self.close(tuple, bytes, now);
             }
-            Event::Engine(EngineEvent::Dropped { tuple, reason, why }) if is_refusal(*reason) => {
+            Event::Engine(EngineEvent::Dropped {
+                tuple, reason, why, ..
+            }) if is_refusal(*reason) => {
                 let code = why.as_ref().and_then(|why| why.code);
                 let code = code.filter(|code| crate::policy::compare::is_refused(code.outcome()));
                 let code = code.map_or_else(|| reason.as_str(), |code| code.as_str());

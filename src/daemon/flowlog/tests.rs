@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::{
-    engine::flows::FlowSummary,
+    engine::{flows::FlowSummary, verdict::Direction},
     policy::{HostFacts, MeshSettings, SourceFile, Why, load::load},
     registry::KeyTable,
     wire::flow::protocol::{ICMP, TCP},
@@ -190,6 +190,9 @@ fn a_refusal_is_counted_with_its_reason_and_an_accident_is_not() {
     let dropped = |reason, tuple| {
         Event::Engine(EngineEvent::Dropped {
             tuple,
+            direction: Direction::Egress,
+            local: None,
+            peer: None,
             reason,
             why: None,
         })
