@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     engine::{EngineEvent, Opener},
     host::conntrack_events::Connection,
-    policy::{Compiled, Question},
+    policy::{Compiled, Question, Why},
     shard::Event,
     tunnel::TunnelEvent,
     wire::{
@@ -142,26 +142,29 @@ impl FlowLog {
             Event::Engine(EngineEvent::FlowOpened {
                 tuple, opener, why, ..
             }) => {
-                let outward = match opener {
-                    Opener::Local => *tuple,
-                    Opener::Peer => tuple.reversed(),
-                };
                 let code = why.code.map(|code| code.as_str());
-                self.note(key(&outward, Way::Tunnel), code, now);
+                self.note(key(&outward(tuple, *opener), Way::Tunnel), code, now);
             }
-            Event::Engine(
-                EngineEvent::FlowClosed { tuple, summary }
-                | EngineEvent::FlowCut { tuple, summary, .. },
-            ) => {
+            Event::Engine(EngineEvent::FlowCut {
+                tuple,
+                opener,
+                reason,
+                why,
+                summary,
+                ..
+            }) => {
+                let code = refusal_code(*reason, why.as_deref());
+                self.note(key(&outward(tuple, *opener), Way::Refused), Some(code), now);
+                self.close(tuple, (summary.bytes_sent, summary.bytes_received), now);
+            }
+            Event::Engine(EngineEvent::FlowClosed { tuple, summary }) => {
                 let bytes = (summary.bytes_sent, summary.bytes_received);
                 self.close(tuple, bytes, now);
             }
             Event::Engine(EngineEvent::Dropped {
                 tuple, reason, why, ..
             }) if is_refusal(*reason) => {
-                let code = why.as_ref().and_then(|why| why.code);
-                let code = code.filter(|code| crate::policy::compare::is_refused(code.outcome()));
-                let code = code.map_or_else(|| reason.as_str(), |code| code.as_str());
+                let code = refusal_code(*reason, why.as_deref());
                 self.refuse(tuple, code, policy, now);
             }
             Event::Tunnel(TunnelEvent::FlowRefused { refused, .. }) => {
@@ -333,6 +336,21 @@ fn key(outward: &FiveTuple, way: Way) -> Key {
         },
         way,
     }
+}
+
+/// The flow as its opener began it.
+const fn outward(tuple: &FiveTuple, opener: Opener) -> FiveTuple {
+    match opener {
+        Opener::Local => *tuple,
+        Opener::Peer => tuple.reversed(),
+    }
+}
+
+/// Policy's own code, where it decided.
+fn refusal_code(reason: DropReason, why: Option<&Why>) -> &'static str {
+    let code = why.and_then(|why| why.code);
+    let code = code.filter(|code| crate::policy::compare::is_refused(code.outcome()));
+    code.map_or_else(|| reason.as_str(), |code| code.as_str())
 }
 
 /// An address that can be at the other end of a network.

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::{
-    engine::{flows::FlowSummary, verdict::Direction},
+    engine::flows::FlowSummary,
     policy::{HostFacts, MeshSettings, SourceFile, Why, load::load},
     registry::KeyTable,
     wire::flow::protocol::{ICMP, TCP},
@@ -190,7 +190,7 @@ fn a_refusal_is_counted_with_its_reason_and_an_accident_is_not() {
     let dropped = |reason, tuple| {
         Event::Engine(EngineEvent::Dropped {
             tuple,
-            direction: Direction::Egress,
+            direction: crate::engine::verdict::Direction::Egress,
             local: None,
             peer: None,
             reason,
@@ -215,6 +215,37 @@ fn a_refusal_is_counted_with_its_reason_and_an_accident_is_not() {
         ]
     );
     assert_eq!(log.contents().entries[0].1.code, Some("no_matching_allow"));
+}
+
+#[test]
+fn a_flow_that_is_cut_is_refused_and_what_it_carried_counts() {
+    let (log, policy) = (FlowLog::default(), policy());
+    let into = tuple(TCP, ("10.0.0.1", 443), ("10.0.0.2", 40_000));
+    log.handle(&opened(into, Opener::Peer), &policy, 1);
+    let cut = Event::Engine(EngineEvent::FlowCut {
+        tuple: into,
+        opener: Opener::Peer,
+        key: None,
+        reason: DropReason::DeniedByPolicy,
+        why: None,
+        said: None,
+        summary: FlowSummary {
+            bytes_sent: 10,
+            bytes_received: 200,
+        },
+    });
+    log.handle(&cut, &policy, 2);
+    assert_eq!(
+        told(&log),
+        [
+            "10.0.0.2 -> 10.0.0.1:443 Tunnel 1",
+            "10.0.0.2 -> 10.0.0.1:443 Refused 1"
+        ]
+    );
+    let entries = log.contents().entries;
+    let (carried, refused) = (&entries[0].1, &entries[1].1);
+    assert_eq!((carried.bytes_forth, carried.bytes_back), (200, 10));
+    assert_eq!(refused.code, Some("denied_by_policy"));
 }
 
 #[test]
