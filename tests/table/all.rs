@@ -6,4 +6,5 @@ mod loading;
 mod modes;
 mod names;
 mod rules;
+mod tls_check;
 mod world;

@@ -94,7 +94,7 @@ pub(super) struct World {
     pub(super) resources: Resources,
     mesh: MeshSettings,
     facts: HostFacts,
-    compiled: Compiled,
+    pub(super) compiled: Compiled,
     addresses: BTreeMap<String, IpAddr>,
 }
 
