@@ -3,7 +3,7 @@
 //! `IDENTUN_ORACLE_CASES` says how many meshes, `IDENTUN_ORACLE_SEED` with which seed (printed; a failure is found again
 //! with the seed it names).
 //!
-//! That it can fail is tried by breaking the matcher by hand. Each of these is found within 20,000 meshes, most of them within 1,000: an
+//! That it can fail is tried by breaking the matcher by hand. Each of these is found within some thousand meshes: an
 //! ALLOW policy in dry run closes its workload (`authorize.rs`, by action before `dry_run`); `notPorts` of an ALLOW rule
 //! matches a packet without port; a client of the root namespace asks that namespace's public rules first (`rules.rs`);
 //! of several services the laxest mode counts (`server.rs`); principals are not expanded by a sole trust domain alias.
