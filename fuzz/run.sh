@@ -3,6 +3,7 @@
 # Usage: fuzz/run.sh [SECONDS]   each target, 60 seconds
 #        fuzz/run.sh TARGET FILE one target with one input
 set -eu
+[ $# -lt 2 ] || input=$(realpath "$2")
 cd "$(dirname "$0")"
 
 host=$(rustc -vV | sed -n 's/^host: //p')
@@ -14,7 +15,7 @@ RUSTFLAGS=$(echo "$flags" | tr '\n' ' ') cargo build --release --quiet --target 
 programs=target/$host/release
 
 if [ $# -eq 2 ]; then
-  exec "$programs/$1" "$2"
+  exec "$programs/$1" "$input"
 fi
 run() { # TARGET LENGTH SEEDS...
   target=$1 length=$2

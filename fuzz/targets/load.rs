@@ -1,5 +1,5 @@
 //! Any text as a policy file: it is taken or refused with a place, and what is taken is decided as the judge decides it
-//! (`tests/policy_load_fuzz.rs`).
+//! (`tests/oracle/promise.rs`).
 
 #![no_main]
 #![expect(clippy::unwrap_used, reason = "what is not as promised ends the run")]
