@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    capture::Capture,
+    capture::{CONTROL_PORT, Capture},
     mesh::{CLIENT_4, NAKED_4, NAKED_6, SERVER_4, SERVER_6, registry},
     rig::{PATIENCE, Rig, in_namespaces},
     traffic::{Echo, control, tcp_echo, udp_echo},
@@ -40,15 +40,19 @@ fn services() -> String {
          workloadSelector:\n    labels: {{ app: server }}\n\
          ---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{ name: naked, namespace: default }}\n\
          spec:\n  hosts: [naked.default.svc.cluster.local]\n  location: MESH_INTERNAL\n  resolution: STATIC\n  \
-         ports: [{{ number: {NONE}, name: tcp, protocol: TCP }}]\n  \
+         ports: [{{ number: {NONE}, name: tcp, protocol: TCP }}, {{ number: {CONTROL_PORT}, name: control, protocol: TCP }}]\n  \
          endpoints: [{{ address: \"{NAKED_4}\" }}, {{ address: \"{NAKED_6}\" }}]\n"
     )
 }
 
+/// What clients must use. The positive control of the captures stays plaintext.
 fn rule(mode: &str) -> String {
     format!(
         "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{ name: all, namespace: istio-system }}\n\
-         spec:\n  host: \"*.local\"\n  trafficPolicy: {{ tls: {{ mode: {mode} }} }}\n"
+         spec:\n  host: \"*.local\"\n  trafficPolicy: {{ tls: {{ mode: {mode} }} }}\n\
+         ---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{ name: control, namespace: istio-system }}\n\
+         spec:\n  host: naked.default.svc.cluster.local\n  trafficPolicy:\n    tls: {{ mode: {mode} }}\n    \
+         portLevelSettings: [{{ port: {{ number: {CONTROL_PORT} }}, tls: {{ mode: DISABLE }} }}]\n"
     )
 }
 
@@ -216,5 +220,8 @@ fn explained(rig: &Rig, row: &Row, port: u16, ends: Ends, name: &str) {
         Ends::RefusedByClient => "REFUSED_BY_CLIENT",
         Ends::RefusedByServer => "REFUSED_BY_SERVER",
     };
-    assert_eq!(value["outcome"], expected, "{name}: {value:#}");
+    assert_eq!(
+        value["explanation"]["outcome"], expected,
+        "{name}: {value:#}"
+    );
 }
