@@ -30,6 +30,29 @@ pub enum Destination<'a> {
     Unknown,
 }
 
+/// A list that nearly always has one member, and that then lies in its place and not elsewhere in memory.
+#[derive(Debug)]
+enum Few<T> {
+    One(T),
+    Many(Vec<T>),
+}
+
+impl<T: Clone> Few<T> {
+    fn as_slice(&self) -> &[T] {
+        match self {
+            Self::One(item) => std::slice::from_ref(item),
+            Self::Many(items) => items,
+        }
+    }
+
+    fn push(&mut self, item: T) {
+        match self {
+            Self::One(first) => *self = Self::Many(vec![first.clone(), item]),
+            Self::Many(items) => items.push(item),
+        }
+    }
+}
+
 /// Every workload and service, by address.
 #[derive(Debug, Default)]
 pub struct Registry {
@@ -41,6 +64,8 @@ pub struct Registry {
     /// Services by their networks that are not one address.
     by_service_network: JointPrefixMap<IpNetwork, Vec<usize>>,
     by_endpoint: HashMap<IpAddr, Vec<usize>>,
+    /// Services and the index of their port by endpoint and its own port, oldest first.
+    by_endpoint_port: HashMap<(IpAddr, u16), Few<(u32, u32)>>,
     by_host: HashMap<Arc<str>, Vec<usize>>,
     local: HashMap<IpAddr, usize>,
     local_by_identity: HashMap<SpiffeId, Vec<usize>>,
@@ -149,8 +174,14 @@ impl Registry {
                     return Destination::Service(service, port);
                 }
             }
-            for service in self.services_behind(namespace, address) {
-                if let Some(port) = service.port_of_endpoint(address, number) {
+            let behind = self.by_endpoint_port.get(&(address, number));
+            for &(service, port) in behind.into_iter().flat_map(Few::as_slice) {
+                let service = usize::try_from(service).ok();
+                let service = service.and_then(|index| self.services.get(index));
+                let port = usize::try_from(port).ok();
+                if let Some(service) = service.filter(|known| known.is_visible_to(namespace))
+                    && let Some(port) = port.and_then(|index| service.ports.get(index))
+                {
                     return Destination::Service(service, port);
                 }
             }

@@ -59,11 +59,9 @@ impl<'a> Clients<'a> {
             let suffix = tail.get(start..).unwrap_or_default();
             told_apart.extend(self.by_suffix.get(suffix).into_iter().flatten());
         }
-        for namespace in [service.namespace(), self.decider.rules.root()] {
-            for rule in self.decider.rules.covering(namespace, &service.host) {
-                if let ExportTo::Namespaces(names) = &rule.export_to {
-                    told_apart.extend(names.iter().filter_map(|name| self.namespaces.get(name)));
-                }
+        for rule in self.decider.rules.exportable(service) {
+            if let ExportTo::Namespaces(names) = &rule.export_to {
+                told_apart.extend(names.iter().filter_map(|name| self.namespaces.get(name)));
             }
         }
         told_apart.retain(|namespace| service.is_visible_to(namespace));

@@ -116,9 +116,7 @@ fn hides_mutual_tls(
     client: Client<'_>,
     service: &Service,
 ) -> Option<(ResourceName, Diagnostic)> {
-    let winners = decider
-        .rules
-        .winners(client, &service.host, service.namespace());
+    let winners = decider.rules.winners(client, service);
     let mut winners = winners.into_iter().flatten();
     let first = winners.next().filter(|rule| mode_of(rule).is_none())?;
     let hidden = winners.find(|rule| mode_of(rule) == Some(ClientMode::IstioMutual))?;

@@ -73,7 +73,6 @@ pub(crate) struct Known {
 
 #[derive(Debug)]
 struct KnownRule {
-    id: RuleId,
     place: Place,
     /// In the file, from 1.
     number: usize,
@@ -83,48 +82,59 @@ struct KnownRule {
 #[derive(Debug)]
 pub(crate) struct Authorizations {
     policies: Vec<Known>,
+    /// Of each policy its rules in the program: all that a call needs that no policy matches.
+    programs: Vec<Rules>,
     program: Program,
     by_workload: Vec<Applying>,
+    /// The numbers that [`Applying`] counts.
+    applying: Vec<u32>,
 }
 
-/// Numbers of the policies that apply to a workload, in their order.
-#[derive(Clone, Debug, Default)]
+/// Rules that follow one another in the program.
+#[derive(Clone, Copy, Debug)]
+struct Rules {
+    first: RuleId,
+    count: u32,
+}
+
+/// Policies that apply to a workload, each kind in its order: so many numbers from `begin` on.
+#[derive(Clone, Copy, Debug, Default)]
 struct Applying {
-    deny: Box<[u32]>,
-    allow: Box<[u32]>,
+    begin: u32,
+    deny: u32,
+    allow: u32,
     /// Dry runs and AUDIT: told, never enforced.
-    told: Box<[u32]>,
+    told: u32,
 }
 
 impl Authorizations {
     /// Finds for each workload of `registry` the policies that apply to it.
     pub(crate) fn new(resources: &Resources, mesh: &MeshSettings, registry: &Registry) -> Self {
         let mut program = Program::new(mesh);
-        let policies: Vec<_> = resources
-            .authorization_policies
-            .iter()
-            .map(|policy| known(policy, &mut program))
-            .collect();
+        let written = &resources.authorization_policies;
+        let programs = written.iter().map(|policy| rules(policy, &mut program));
+        let mut authorizations = Self {
+            programs: programs.collect(),
+            policies: written.iter().map(known).collect(),
+            program,
+            by_workload: Vec::new(),
+            applying: Vec::new(),
+        };
         let selectors = Selectors::new(
-            policies
+            written
                 .iter()
                 .map(|policy| (&policy.resource.namespace, policy.selector.as_ref())),
         );
-        let mut authorizations = Self {
-            policies,
-            program,
-            by_workload: Vec::new(),
-        };
-        let workloads = registry.workloads().iter();
-        authorizations.by_workload = workloads
-            .map(|workload| authorizations.applying(&selectors, &mesh.root_namespace, workload))
-            .collect();
+        for workload in registry.workloads() {
+            let applying = authorizations.apply(&selectors, &mesh.root_namespace, workload);
+            authorizations.by_workload.push(applying);
+        }
         authorizations
     }
 
     /// Policies of the workload's namespace and of the root namespace, without a selector or with one that selects it.
-    fn applying(
-        &self,
+    fn apply(
+        &mut self,
         selectors: &Selectors,
         root: &Arc<str>,
         workload: &RegisteredWorkload,
@@ -139,23 +149,29 @@ impl Authorizations {
             }));
         }
         numbers.sort_unstable();
-        let (mut deny, mut allow, mut told) = (Vec::new(), Vec::new(), Vec::new());
-        for number in numbers {
-            let Some(policy) = self.policies.get(number) else {
-                continue;
-            };
-            let list = match policy.action {
-                _ if policy.dry_run => &mut told,
-                Action::Audit => &mut told,
-                Action::Allow => &mut allow,
-                Action::Deny => &mut deny,
-            };
-            list.extend(u32::try_from(number));
+        let kind_of = |policy: &Known| match policy.action {
+            _ if policy.dry_run => 2,
+            Action::Audit => 2,
+            Action::Allow => 1,
+            Action::Deny => 0,
+        };
+        let begin = self.applying.len();
+        let mut counts = [0_u32; 3];
+        for (kind, count) in counts.iter_mut().enumerate() {
+            for number in &numbers {
+                let policy = self.policies.get(*number);
+                if policy.is_some_and(|policy| kind_of(policy) == kind) {
+                    self.applying.extend(u32::try_from(*number));
+                    *count += 1;
+                }
+            }
         }
+        let [deny, allow, told] = counts;
         Applying {
-            deny: deny.into(),
-            allow: allow.into(),
-            told: told.into(),
+            begin: u32::try_from(begin).unwrap_or(u32::MAX),
+            deny,
+            allow,
+            told,
         }
     }
 
@@ -166,28 +182,28 @@ impl Authorizations {
         call: &Call<'_>,
         trace: &mut T,
     ) -> Authorization<'_> {
-        let Some(applying) = self.by_workload.get(workload.number) else {
+        let Some(&applying) = self.by_workload.get(workload.number) else {
             return ALLOWED;
         };
         let asked = Asked::new(call);
         if T::ON {
             self.tell_unenforced(applying, &asked, trace);
         }
-        for policy in self.of(&applying.deny) {
-            if let Some(rule) = self.matching(policy, &asked, trace) {
-                return refused(Refusal::Denied, rule_at(policy, Some(rule)));
+        for &number in self.denying(applying) {
+            if let Some(rule) = self.matching(number, Action::Deny, &asked, trace) {
+                return refused(Refusal::Denied, rule);
             }
         }
-        let mut allow = self.of(&applying.allow);
-        for policy in allow.clone() {
-            if let Some(rule) = self.matching(policy, &asked, trace) {
+        let allowing = self.allowing(applying);
+        for &number in allowing {
+            if let Some(rule) = self.matching(number, Action::Allow, &asked, trace) {
                 return Authorization {
                     refusal: None,
-                    rule: Some(rule_at(policy, Some(rule))),
+                    rule: Some(rule),
                 };
             }
         }
-        match allow.next() {
+        match allowing.first().and_then(|number| self.policy(*number)) {
             Some(first) => refused(Refusal::NotAllowed, rule_at(first, None)),
             None => ALLOWED,
         }
@@ -196,14 +212,14 @@ impl Authorizations {
     /// Ports that some enforced rule for the workload tells apart.
     pub(crate) fn ports(&self, workload: &RegisteredWorkload) -> BTreeSet<u16> {
         let rules = self.enforced(workload);
-        rules.flat_map(|rule| self.program.ports(rule.id)).collect()
+        rules.flat_map(|rule| self.program.ports(rule)).collect()
     }
 
     /// Source networks that some enforced rule for the workload tells apart.
     pub(crate) fn networks(&self, workload: &RegisteredWorkload) -> BTreeSet<IpNetwork> {
         let rules = self.enforced(workload);
         rules
-            .flat_map(|rule| self.program.source_networks(rule.id))
+            .flat_map(|rule| self.program.source_networks(rule))
             .collect()
     }
 
@@ -212,12 +228,11 @@ impl Authorizations {
         &self,
         workload: &RegisteredWorkload,
     ) -> impl Iterator<Item = &Known> {
-        let applying = self.by_workload.get(workload.number).into_iter();
-        applying.flat_map(|applying| {
-            self.of(&applying.deny)
-                .chain(self.of(&applying.allow))
-                .chain(self.of(&applying.told))
-        })
+        let applying = self.by_workload.get(workload.number);
+        let applying = applying.copied().unwrap_or_default();
+        let count = applying.deny + applying.allow + applying.told;
+        let numbers = self.numbers(applying.begin, count);
+        numbers.iter().filter_map(|number| self.policy(*number))
     }
 
     /// Every policy.
@@ -225,35 +240,69 @@ impl Authorizations {
         &self.policies
     }
 
-    fn of<'a>(&'a self, numbers: &'a [u32]) -> impl Iterator<Item = &'a Known> + Clone {
-        numbers
-            .iter()
-            .filter_map(|number| self.policies.get(usize::try_from(*number).ok()?))
+    fn policy(&self, number: u32) -> Option<&Known> {
+        self.policies.get(usize::try_from(number).ok()?)
+    }
+
+    fn numbers(&self, begin: u32, count: u32) -> &[u32] {
+        let range = usize::try_from(begin).ok().zip(usize::try_from(count).ok());
+        range
+            .and_then(|(begin, count)| self.applying.get(begin..begin.checked_add(count)?))
+            .unwrap_or_default()
+    }
+
+    fn denying(&self, applying: Applying) -> &[u32] {
+        self.numbers(applying.begin, applying.deny)
+    }
+
+    fn allowing(&self, applying: Applying) -> &[u32] {
+        self.numbers(applying.begin + applying.deny, applying.allow)
+    }
+
+    fn telling(&self, applying: Applying) -> &[u32] {
+        let begin = applying.begin + applying.deny + applying.allow;
+        self.numbers(begin, applying.told)
+    }
+
+    /// The rules of a policy in the program, each with its index.
+    fn rules_of(&self, number: u32) -> impl Iterator<Item = (usize, RuleId)> {
+        let rules = usize::try_from(number).ok();
+        let rules = rules.and_then(|index| self.programs.get(index));
+        rules.into_iter().flat_map(|rules| {
+            let ids = (0..rules.count).map(|index| rules.first.plus(index));
+            ids.enumerate()
+        })
     }
 
     /// The enforced rules of a workload.
-    fn enforced(&self, workload: &RegisteredWorkload) -> impl Iterator<Item = &KnownRule> {
-        let applying = self.by_workload.get(workload.number).into_iter();
-        let policies =
-            applying.flat_map(|applying| self.of(&applying.deny).chain(self.of(&applying.allow)));
-        policies.flat_map(|policy| &policy.rules)
+    fn enforced(&self, workload: &RegisteredWorkload) -> impl Iterator<Item = RuleId> {
+        let applying = self.by_workload.get(workload.number);
+        let applying = applying.copied().unwrap_or_default();
+        let numbers = self.numbers(applying.begin, applying.deny + applying.allow);
+        numbers
+            .iter()
+            .flat_map(|number| self.rules_of(*number).map(|(_, rule)| rule))
     }
 
     /// The first rule of a policy that matches.
     fn matching<'a, T: Trace>(
-        &self,
-        policy: &'a Known,
+        &'a self,
+        number: u32,
+        action: Action,
         asked: &Asked<'_>,
         trace: &mut T,
-    ) -> Option<&'a KnownRule> {
-        let found = policy
-            .rules
-            .iter()
-            .find(|rule| self.program.matches(rule.id, policy.action, asked));
-        if T::ON {
-            self.tell(policy, found, asked, trace);
+    ) -> Option<RuleAt<'a>> {
+        let mut rules = self.rules_of(number);
+        let found = rules.find(|(_, rule)| self.program.matches(*rule, action, asked));
+        if !T::ON && found.is_none() {
+            return None;
         }
-        found
+        let policy = self.policy(number)?;
+        let rule = found.and_then(|(index, _)| policy.rules.get(index));
+        if T::ON {
+            self.tell(number, rule, asked, trace);
+        }
+        rule.map(|rule| rule_at(policy, Some(rule)))
     }
 }
 
@@ -262,9 +311,19 @@ const ALLOWED: Authorization<'static> = Authorization {
     rule: None,
 };
 
-fn known(policy: &AuthorizationPolicy, program: &mut Program) -> Known {
+fn rules(policy: &AuthorizationPolicy, program: &mut Program) -> Rules {
+    let first = program.next();
+    for rule in &policy.rules {
+        program.add(rule);
+    }
+    Rules {
+        first,
+        count: u32::try_from(policy.rules.len()).unwrap_or_default(),
+    }
+}
+
+fn known(policy: &AuthorizationPolicy) -> Known {
     let rules = policy.rules.iter().map(|rule| KnownRule {
-        id: program.add(rule),
         place: rule.place.clone(),
         number: rule.number,
     });

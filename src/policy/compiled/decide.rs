@@ -85,7 +85,11 @@ impl Decider {
             mesh: mesh.clone(),
             modes: Modes::new(resources, mesh, &registry),
             authorizations: Authorizations::new(resources, mesh, &registry),
-            rules: Rules::new(&resources.destination_rules, &mesh.root_namespace),
+            rules: Rules::new(
+                &resources.destination_rules,
+                &mesh.root_namespace,
+                registry.services(),
+            ),
             registry,
         }
     }
@@ -136,9 +140,7 @@ impl Decider {
         trace: &mut T,
     ) -> Decided<'a> {
         let number = port.map(|port| port.number);
-        let choice = self
-            .rules
-            .find(client, &service.host, service.namespace(), number, trace);
+        let choice = self.rules.find(client, service, number, trace);
         let intent = self.intent(choice, service);
         let server = endpoint.and_then(|(endpoint, to)| self.server_of(endpoint, to, trace));
         let mode = server.as_ref().map(|server| server.mode);

@@ -18,7 +18,7 @@ use crate::{
         document::{ClientTls, DestinationRule, TrafficPolicy},
     },
     registry::{
-        index::{RegisteredWorkload, is_subset},
+        index::{RegisteredWorkload, Service, is_subset},
         service::ExportTo,
     },
 };
@@ -64,18 +64,35 @@ impl Choice<'_> {
 /// Every DestinationRule, by namespace and host, oldest first.
 #[derive(Debug)]
 pub(crate) struct Rules {
+    /// Rules of one namespace and host stand together: a bucket.
+    rules: Vec<DestinationRule>,
+    /// Where each bucket begins and ends.
+    buckets: Vec<(u32, u32)>,
     by_namespace: HashMap<Arc<str>, Hosts>,
     root: Arc<str>,
+    /// By number of the service, so that only the client's own namespace is searched by name.
+    by_service: Vec<Exported>,
+    /// The buckets that [`Exported`] counts.
+    exported: Vec<u32>,
 }
 
-/// The rules of one namespace, found by host without looking at the others.
+/// The buckets of one namespace, found by host without looking at the others.
 #[derive(Debug, Default)]
 struct Hosts {
-    exact: HashMap<Arc<str>, Vec<DestinationRule>>,
+    exact: HashMap<Arc<str>, u32>,
     /// By what follows the `*`.
-    wildcards: HashMap<Arc<str>, Vec<DestinationRule>>,
+    wildcards: HashMap<Arc<str>, u32>,
     /// Lengths of the wildcards' suffixes.
     lengths: BTreeSet<usize>,
+}
+
+/// Buckets whose host covers a service's, the most specific first: so many of its own namespace from `begin` on, and then
+/// so many of the root namespace.
+#[derive(Clone, Copy, Debug, Default)]
+struct Exported {
+    begin: u32,
+    own: u32,
+    root: u32,
 }
 
 /// Where a rule is looked for (policy.md 3.3).
@@ -89,19 +106,45 @@ enum Pool {
 }
 
 impl Rules {
-    pub(crate) fn new(rules: &[DestinationRule], root: &Arc<str>) -> Self {
-        let mut by_namespace: HashMap<Arc<str>, Hosts> = HashMap::new();
+    pub(crate) fn new(rules: &[DestinationRule], root: &Arc<str>, services: &[Service]) -> Self {
+        let mut by_host: BTreeMap<_, Vec<&DestinationRule>> = BTreeMap::new();
         for rule in rules {
-            let namespace = Arc::clone(&rule.resource.namespace);
-            by_namespace
-                .entry(namespace)
-                .or_default()
-                .insert(rule.clone());
+            let key = (&rule.resource.namespace, &rule.host.value);
+            by_host.entry(key).or_default().push(rule);
         }
-        Self {
-            by_namespace,
+        let mut found = Self {
+            rules: Vec::with_capacity(rules.len()),
+            buckets: Vec::with_capacity(by_host.len()),
+            by_namespace: HashMap::new(),
             root: Arc::clone(root),
+            by_service: Vec::new(),
+            exported: Vec::new(),
+        };
+        for ((namespace, host), rules) in by_host {
+            let bucket = number(found.buckets.len());
+            let hosts = found.by_namespace.entry(namespace.clone()).or_default();
+            hosts.insert(host, bucket);
+            let begin = number(found.rules.len());
+            found.rules.extend(rules.into_iter().cloned());
+            found.buckets.push((begin, number(found.rules.len())));
         }
+        for service in services {
+            found.index(service);
+        }
+        found
+    }
+
+    fn index(&mut self, service: &Service) {
+        let own: Vec<_> = self
+            .covering_buckets(service.namespace(), &service.host)
+            .collect();
+        let root: Vec<_> = self.covering_buckets(&self.root, &service.host).collect();
+        self.by_service.push(Exported {
+            begin: number(self.exported.len()),
+            own: number(own.len()),
+            root: number(root.len()),
+        });
+        self.exported.extend(own.into_iter().chain(root));
     }
 
     /// What `client` is told for `port` of a service; `port` is the service's port number, `None` asks for the service
@@ -110,17 +153,18 @@ impl Rules {
     pub(crate) fn find<T: Trace>(
         &self,
         client: Client<'_>,
-        host: &str,
-        namespace: &str,
+        service: &Service,
         port: Option<u16>,
         trace: &mut T,
     ) -> Option<Choice<'_>> {
-        let mut found = None;
-        for (pool, space) in self.pools(client, namespace) {
+        let own = self.covering_buckets(client.namespace, &service.host);
+        let mut found = self.pool(Pool::Client, own, client, None, trace);
+        for buckets in self.exported(service) {
             if found.is_some() && !T::ON {
                 break;
             }
-            let here = self.pool(pool, space, client, host, found, trace);
+            let buckets = buckets.iter().copied();
+            let here = self.pool(Pool::Exported, buckets, client, found, trace);
             found = found.or(here);
         }
         let rule = found?;
@@ -135,43 +179,63 @@ impl Rules {
     pub(crate) fn winners(
         &self,
         client: Client<'_>,
-        host: &str,
-        namespace: &str,
+        service: &Service,
     ) -> [Option<&DestinationRule>; 3] {
-        self.pools(client, namespace)
-            .map(|(pool, space)| self.pool(pool, space, client, host, None, &mut Silent))
+        let own = self.covering_buckets(client.namespace, &service.host);
+        let own = self.pool(Pool::Client, own, client, None, &mut Silent);
+        let [service, root] = self.exported(service).map(|buckets| {
+            let buckets = buckets.iter().copied();
+            self.pool(Pool::Exported, buckets, client, None, &mut Silent)
+        });
+        [own, service, root]
     }
 
     /// Every rule, by namespace and host, oldest first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &DestinationRule> {
-        let sorted: BTreeMap<_, _> = self.by_namespace.iter().collect();
-        sorted.into_values().flat_map(Hosts::in_order)
+        self.rules.iter()
     }
 
-    /// Rules of a namespace whose host covers `host`, the most specific host first, then the oldest rule.
-    pub(crate) fn covering<'a, 'h>(
+    /// Rules that the namespace of a service, and the root namespace, have for its host.
+    pub(crate) fn exportable(&self, service: &Service) -> impl Iterator<Item = &DestinationRule> {
+        let [own, root] = self.exported(service);
+        own.iter()
+            .chain(root)
+            .flat_map(|bucket| self.bucket(*bucket))
+    }
+
+    fn bucket(&self, index: u32) -> &[DestinationRule] {
+        let bucket = usize::try_from(index).ok();
+        let Some(&(begin, end)) = bucket.and_then(|index| self.buckets.get(index)) else {
+            return &[];
+        };
+        let range = usize::try_from(begin).ok().zip(usize::try_from(end).ok());
+        range
+            .and_then(|(begin, end)| self.rules.get(begin..end))
+            .unwrap_or_default()
+    }
+
+    /// Buckets for a service: those of its own namespace, and those of the root namespace.
+    fn exported(&self, service: &Service) -> [&[u32]; 2] {
+        let known = self.by_service.get(service.number);
+        let Exported { begin, own, root } = known.copied().unwrap_or_default();
+        let list = |begin: u32, count: u32| {
+            let range = usize::try_from(begin).ok().zip(usize::try_from(count).ok());
+            range
+                .and_then(|(begin, count)| self.exported.get(begin..begin.checked_add(count)?))
+                .unwrap_or_default()
+        };
+        [list(begin, own), list(begin + own, root)]
+    }
+
+    fn covering_buckets<'a, 'h>(
         &'a self,
         namespace: &str,
         host: &'h str,
-    ) -> impl Iterator<Item = &'a DestinationRule> + use<'a, 'h> {
+    ) -> impl Iterator<Item = u32> + use<'a, 'h> {
         let hosts = self.by_namespace.get(namespace);
         hosts
             .into_iter()
             .flat_map(move |hosts| hosts.covering(host))
-            .flatten()
-    }
-
-    /// The namespace whose exported rules are the last resort.
-    pub(crate) const fn root(&self) -> &Arc<str> {
-        &self.root
-    }
-
-    fn pools<'a>(&'a self, client: Client<'a>, namespace: &'a str) -> [(Pool, &'a str); 3] {
-        [
-            (Pool::Client, client.namespace),
-            (Pool::Exported, namespace),
-            (Pool::Exported, &self.root),
-        ]
     }
 
     /// The winner among the rules of a pool: most specific host, then a rule for this very client, then visible ones,
@@ -179,14 +243,14 @@ impl Rules {
     fn pool<'a, T: Trace>(
         &'a self,
         pool: Pool,
-        namespace: &str,
+        buckets: impl Iterator<Item = u32>,
         client: Client<'_>,
-        host: &str,
         earlier: Option<&DestinationRule>,
         trace: &mut T,
     ) -> Option<&'a DestinationRule> {
         let mut winner = None;
-        for bucket in self.by_namespace.get(namespace)?.covering(host) {
+        for bucket in buckets {
+            let bucket = self.bucket(bucket);
             let member = |rule: &&DestinationRule| self.why_no_member(pool, rule, client).is_none();
             if winner.is_none() {
                 winner = best(bucket.iter().filter(member), client);
@@ -265,26 +329,19 @@ impl Rules {
 }
 
 impl Hosts {
-    fn insert(&mut self, rule: DestinationRule) {
-        match rule.host.value.strip_prefix('*') {
+    fn insert(&mut self, host: &Arc<str>, bucket: u32) {
+        match host.strip_prefix('*') {
             Some(suffix) => {
                 self.lengths.insert(suffix.len());
-                self.wildcards.entry(suffix.into()).or_default().push(rule);
+                self.wildcards.insert(suffix.into(), bucket);
             }
-            None => self
-                .exact
-                .entry(rule.host.value.clone())
-                .or_default()
-                .push(rule),
+            None => drop(self.exact.insert(host.clone(), bucket)),
         }
     }
 
-    /// Rules whose host covers `host`, by host: an exact one, then wildcards from the longest. The suffix is a plain
-    /// string, not labels; a service host with a wildcard is covered by equal or wider wildcards only (policy.md 3.1).
-    fn covering<'a, 'h>(
-        &'a self,
-        host: &'h str,
-    ) -> impl Iterator<Item = &'a [DestinationRule]> + use<'a, 'h> {
+    /// Buckets whose host covers `host`: an exact one, then wildcards from the longest. The suffix is a plain string, not
+    /// labels; a service host with a wildcard is covered by equal or wider wildcards only (policy.md 3.1).
+    fn covering<'a, 'h>(&'a self, host: &'h str) -> impl Iterator<Item = u32> + use<'a, 'h> {
         let (exact, tail) = match host.strip_prefix('*') {
             Some(tail) => (None, tail),
             None => (self.exact.get(host), host),
@@ -294,17 +351,13 @@ impl Hosts {
             let suffix = tail.get(tail.len().checked_sub(*length)?..)?;
             self.wildcards.get(suffix)
         });
-        exact.into_iter().chain(wildcards).map(Vec::as_slice)
+        exact.into_iter().chain(wildcards).copied()
     }
+}
 
-    /// Every rule, by host, oldest first.
-    fn in_order(&self) -> impl Iterator<Item = &DestinationRule> {
-        let buckets = self.exact.values().chain(self.wildcards.values());
-        let by_host: BTreeMap<_, _> = buckets
-            .filter_map(|bucket| Some((&bucket.first()?.host.value, bucket)))
-            .collect();
-        by_host.into_values().flatten()
-    }
+/// A place in a list; lists of rules are bounded far below its end.
+fn number(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
 }
 
 /// The rule of one host that counts for a client. One without traffic policy takes the next one's of the same audience

@@ -48,9 +48,18 @@ pub(crate) struct Modes {
 /// The one PeerAuthentication that counts at each level, by number.
 #[derive(Clone, Copy, Debug, Default)]
 struct Levels {
-    mesh: Option<usize>,
-    namespace: Option<usize>,
-    workload: Option<usize>,
+    mesh: Option<u32>,
+    namespace: Option<u32>,
+    workload: Option<u32>,
+    /// What they say together where no port has a mode of its own, so that most questions need no more than this.
+    base: Option<Base>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Base {
+    mode: Mode,
+    /// The one that gave it.
+    number: Option<u32>,
 }
 
 impl Levels {
@@ -96,13 +105,19 @@ impl Modes {
             by_workload: Vec::new(),
         };
         let workloads = registry.workloads().iter();
-        modes.by_workload = workloads.map(|workload| modes.levels(workload)).collect();
+        modes.by_workload = workloads
+            .map(|workload| {
+                let mut levels = modes.levels(workload);
+                levels.base = modes.base(levels);
+                levels
+            })
+            .collect();
         modes
     }
 
     /// The oldest policy of each level counts; ties went to name and namespace when the resources were ordered.
     fn levels(&self, workload: &RegisteredWorkload) -> Levels {
-        let first = |numbers: &[usize]| numbers.first().copied();
+        let first = |numbers: &[usize]| u32::try_from(*numbers.first()?).ok();
         let mesh = first(self.selectors.whole(&self.root));
         if workload.namespace == self.root {
             return Levels {
@@ -114,7 +129,30 @@ impl Modes {
             mesh,
             namespace: first(self.selectors.whole(&workload.namespace)),
             workload: first(&self.selecting(workload)),
+            base: None,
         }
+    }
+
+    fn base(&self, levels: Levels) -> Option<Base> {
+        let has_ports = self
+            .authentication(levels.workload)
+            .is_some_and(|known| !known.ports.is_empty());
+        if levels.is_empty() || has_ports {
+            return None;
+        }
+        let mut base = Base {
+            mode: Mode::Permissive,
+            number: None,
+        };
+        for number in [levels.mesh, levels.namespace, levels.workload] {
+            if let Some(mode) = self
+                .authentication(number)
+                .and_then(|known| known.mode.value)
+            {
+                base = Base { mode, number };
+            }
+        }
+        Some(base)
     }
 
     fn selecting(&self, workload: &RegisteredWorkload) -> Vec<usize> {
@@ -156,7 +194,7 @@ impl Modes {
         match self.selectors.whole(&self.root).first() {
             Some(&number) => self.authenticated(
                 Levels {
-                    mesh: Some(number),
+                    mesh: u32::try_from(number).ok(),
                     ..Levels::default()
                 },
                 None,
@@ -204,12 +242,19 @@ impl Modes {
         known.copied().unwrap_or_default()
     }
 
-    fn authentication(&self, number: Option<usize>) -> Option<&PeerAuthentication> {
-        self.authentications.get(number?)
+    fn authentication(&self, number: Option<u32>) -> Option<&PeerAuthentication> {
+        self.authentications.get(usize::try_from(number?).ok()?)
     }
 
     /// Wide to narrow, each level that is not UNSET replaces the mode; a port of the workload's own policy comes last.
     fn authenticated(&self, levels: Levels, port: Option<u16>) -> ServerMode<'_> {
+        if let Some(Base { mode, number }) = levels.base {
+            let known = self.authentication(number);
+            return ServerMode {
+                mode,
+                rule: known.map(|known| rule_ref(&known.resource, &known.mode.place)),
+            };
+        }
         let mut mode = ServerMode {
             mode: Mode::Permissive,
             rule: None,

@@ -10,7 +10,7 @@ use hashbrown::{HashMap, HashSet};
 use ipnetwork::IpNetwork;
 
 use super::{
-    Endpoint, RegisteredWorkload, Registry, Service, is_subset, push_unique, single_address,
+    Endpoint, Few, RegisteredWorkload, Registry, Service, is_subset, push_unique, single_address,
 };
 use crate::{
     registry::{
@@ -138,6 +138,7 @@ impl Registry {
             push_unique(self.by_host.entry(Arc::clone(host)).or_default(), index);
             for endpoint in &endpoints {
                 push_unique(self.by_endpoint.entry(endpoint.address).or_default(), index);
+                self.index_endpoint(endpoint, index);
             }
             self.services.push(Service {
                 number: index,
@@ -156,6 +157,19 @@ impl Registry {
                     .collect(),
                 endpoints: endpoints.clone(),
             });
+        }
+    }
+
+    fn index_endpoint(&mut self, endpoint: &Endpoint, service: usize) {
+        let Ok(service) = u32::try_from(service) else {
+            return;
+        };
+        for (port, number) in (0..).zip(&endpoint.ports) {
+            let key = (endpoint.address, *number);
+            match self.by_endpoint_port.get_mut(&key) {
+                Some(known) => known.push((service, port)),
+                None => drop(self.by_endpoint_port.insert(key, Few::One((service, port)))),
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! What rules test, laid out for reading: all rules of a policy stand together in three lists, so that a mesh with a
 //! million rules is asked without wandering through memory.
 
-use std::{cell::OnceCell, net::IpAddr, ops::Range, sync::Arc};
+use std::{cell::OnceCell, net::IpAddr, sync::Arc};
 
 use hashbrown::HashMap;
 use ipnetwork::IpNetwork;
@@ -27,25 +27,35 @@ pub(super) struct Program {
     domains: Vec<Arc<str>>,
 }
 
-/// A rule of the program.
+/// A rule of the program. Rules that were added together follow one another.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct RuleId(usize);
+pub(super) struct RuleId(u32);
 
-/// `from`, `to` and `when`, as ranges of tests; the first two are alternatives of groups, the last is one group.
-#[derive(Clone, Debug)]
-struct Parts {
-    from: Range<u32>,
-    to: Range<u32>,
-    when: Range<u32>,
+impl RuleId {
+    /// The rule that was added so many after this one.
+    pub(super) const fn plus(self, count: u32) -> Self {
+        Self(self.0.saturating_add(count))
+    }
 }
 
-/// One clause; its values are a range of the program's.
+/// `from`, `to` and `when`: where each ends; each begins where the one before ends. The first two are alternatives of
+/// groups, the last is one group.
+#[derive(Clone, Copy, Debug)]
+struct Parts {
+    begin: u32,
+    from: u32,
+    to: u32,
+    when: u32,
+}
+
+/// One clause; its values are a range of the program's, or its only value is here.
 #[derive(Clone, Copy, Debug)]
 struct Small {
     kind: Kind,
     negated: bool,
     /// The last of the clauses that must hold together.
     ends_group: bool,
+    /// The value itself where there is one only.
     first: u32,
     count: u32,
 }
@@ -129,14 +139,25 @@ impl Program {
     }
 
     /// Adds a rule's tests.
-    pub(super) fn add(&mut self, rule: &AuthorizationRule) -> RuleId {
-        let from = self.add_groups(&rule.from);
-        let to = self.add_groups(&rule.to);
+    pub(super) fn add(&mut self, rule: &AuthorizationRule) {
         let begin = number(self.tests.len());
+        self.add_groups(&rule.from);
+        let from = number(self.tests.len());
+        self.add_groups(&rule.to);
+        let to = number(self.tests.len());
         self.add_group(&rule.when);
-        let when = begin..number(self.tests.len());
-        self.rules.push(Parts { from, to, when });
-        RuleId(self.rules.len() - 1)
+        let when = number(self.tests.len());
+        self.rules.push(Parts {
+            begin,
+            from,
+            to,
+            when,
+        });
+    }
+
+    /// The rule that is added next.
+    pub(super) fn next(&self) -> RuleId {
+        RuleId(number(self.rules.len()))
     }
 
     /// Every part of a rule matches.
@@ -189,23 +210,23 @@ impl Program {
     }
 
     fn part(&self, rule: RuleId, part: Part) -> &[Small] {
-        let Some(parts) = self.rules.get(rule.0) else {
+        let parts = usize::try_from(rule.0).ok();
+        let Some(parts) = parts.and_then(|index| self.rules.get(index)) else {
             return &[];
         };
-        let range = match part {
-            Part::From => &parts.from,
-            Part::To => &parts.to,
-            Part::When => &parts.when,
+        let (first, end) = match part {
+            Part::From => (parts.begin, parts.from),
+            Part::To => (parts.from, parts.to),
+            Part::When => (parts.to, parts.when),
         };
-        slice(&self.tests, range.start, range.end)
+        slice(&self.tests, first, end)
     }
 
-    fn values(&self, test: &Small) -> &[u32] {
-        slice(
-            &self.values,
-            test.first,
-            test.first.saturating_add(test.count),
-        )
+    fn values<'a>(&'a self, test: &'a Small) -> &'a [u32] {
+        match test.count {
+            1 => std::slice::from_ref(&test.first),
+            count => slice(&self.values, test.first, test.first.saturating_add(count)),
+        }
     }
 
     fn test_matches(&self, test: &Small, action: Action, asked: &Asked<'_>) -> bool {
@@ -318,27 +339,30 @@ impl Program {
         self.domains.iter().any(|own| **own == *domain)
     }
 
-    fn add_groups(&mut self, groups: &[Vec<Clause>]) -> Range<u32> {
-        let begin = number(self.tests.len());
+    fn add_groups(&mut self, groups: &[Vec<Clause>]) {
         for group in groups {
             match group.is_empty() {
                 true => self.tests.push(ALWAYS),
                 false => self.add_group(group),
             }
         }
-        begin..number(self.tests.len())
     }
 
     fn add_group(&mut self, clauses: &[Clause]) {
         for clause in clauses {
-            let first = number(self.values.len());
+            let begin = self.values.len();
             let kind = self.add_values(&clause.test);
+            let count = self.values.len().saturating_sub(begin);
+            let first = match count {
+                1 => self.values.pop().unwrap_or_default(),
+                _ => number(begin),
+            };
             self.tests.push(Small {
                 kind,
                 negated: clause.negated,
                 ends_group: false,
                 first,
-                count: number(self.values.len()).saturating_sub(first),
+                count: number(count),
             });
         }
         if let Some(last) = self.tests.last_mut().filter(|_| !clauses.is_empty()) {

@@ -13,14 +13,17 @@ const MAX_TOLD: usize = 8;
 impl Authorizations {
     pub(super) fn tell<T: Trace>(
         &self,
-        policy: &Known,
+        number: u32,
         found: Option<&KnownRule>,
         asked: &Asked<'_>,
         trace: &mut T,
     ) {
+        let Some(policy) = self.policy(number) else {
+            return;
+        };
         let why = match found {
             Some(rule) => format!("its rule {} matches", rule.number),
-            None => self.mismatch(policy, asked),
+            None => self.mismatch(number, policy, asked),
         };
         let rule = rule_at(policy, found).rule_ref();
         trace.note(Step::Authorization, rule, found.is_some(), why.into());
@@ -28,13 +31,17 @@ impl Authorizations {
 
     pub(super) fn tell_unenforced<T: Trace>(
         &self,
-        applying: &Applying,
+        applying: Applying,
         asked: &Asked<'_>,
         trace: &mut T,
     ) {
-        for policy in self.of(&applying.told) {
-            let mut rules = policy.rules.iter();
-            let found = rules.find(|rule| self.program.matches(rule.id, policy.action, asked));
+        for &number in self.telling(applying) {
+            let Some(policy) = self.policy(number) else {
+                continue;
+            };
+            let mut rules = self.rules_of(number);
+            let found = rules.find(|(_, rule)| self.program.matches(*rule, policy.action, asked));
+            let found = found.and_then(|(index, _)| policy.rules.get(index));
             let kind = if policy.dry_run { "dry run" } else { "AUDIT" };
             let why = match found {
                 Some(rule) => format!("{kind}: its rule {} matches, not enforced", rule.number),
@@ -46,21 +53,19 @@ impl Authorizations {
     }
 
     /// Why no rule of a policy matches: for each the first part that does not.
-    fn mismatch(&self, policy: &Known, asked: &Asked<'_>) -> String {
+    fn mismatch(&self, number: u32, policy: &Known, asked: &Asked<'_>) -> String {
         if policy.rules.is_empty() {
             return "it has no rules, so it allows nothing".into();
         }
-        let rules = policy.rules.iter().take(MAX_TOLD).map(|rule| {
+        let rules = self.rules_of(number).zip(&policy.rules).take(MAX_TOLD);
+        let told = rules.map(|((_, id), rule)| {
             let mut parts = Part::ALL.into_iter();
-            let part = parts.find(|part| {
-                !self
-                    .program
-                    .part_matches(rule.id, *part, policy.action, asked)
-            });
+            let part =
+                parts.find(|part| !self.program.part_matches(id, *part, policy.action, asked));
             let part = part.map_or("nothing", Part::as_str);
             format!("rule {}: `{part}` does not match", rule.number)
         });
-        let mut told = rules.collect::<Vec<_>>().join(", ");
+        let mut told = told.collect::<Vec<_>>().join(", ");
         if policy.rules.len() > MAX_TOLD {
             told.push_str(", ...");
         }
