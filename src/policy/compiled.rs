@@ -257,7 +257,7 @@ impl Compiled {
             (Verdict::Tunnel { peer, gateway }, Some(local)) => EgressDecision::Tunnel {
                 key: TunnelKey {
                     local: local.clone(),
-                    peer,
+                    peer: peer.into_owned(),
                     gateway,
                 },
                 why,

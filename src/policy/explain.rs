@@ -331,7 +331,7 @@ impl Explanation {
             Verdict::Plaintext => {}
             Verdict::Refuse(reason) => self.drop_reason = Some(*reason),
             Verdict::Tunnel { peer, gateway } => {
-                self.peer = Some(peer.clone());
+                self.peer = Some(peer.clone().into_owned());
                 self.gateway = Some(*gateway);
             }
         }

@@ -82,17 +82,17 @@ struct KnownRule {
 #[derive(Debug)]
 pub(crate) struct Authorizations {
     policies: Vec<Known>,
-    /// Of each policy its rules in the program: all that a call needs that no policy matches.
-    programs: Vec<Rules>,
     program: Program,
     by_workload: Vec<Applying>,
-    /// The numbers that [`Applying`] counts.
-    applying: Vec<u32>,
+    /// What [`Applying`] counts.
+    applying: Vec<Applied>,
 }
 
-/// Rules that follow one another in the program.
+/// A policy that applies, and its rules in the program, which follow one another: all that a call needs that does not
+/// match.
 #[derive(Clone, Copy, Debug)]
-struct Rules {
+struct Applied {
+    number: u32,
     first: RuleId,
     count: u32,
 }
@@ -107,14 +107,25 @@ struct Applying {
     told: u32,
 }
 
+impl Applied {
+    /// The policy's rules in the program, each with its index.
+    fn rules(&self) -> impl Iterator<Item = (usize, RuleId)> + use<> {
+        let first = self.first;
+        let ids = (0..self.count).map(move |index| first.plus(index));
+        ids.enumerate()
+    }
+}
+
 impl Authorizations {
     /// Finds for each workload of `registry` the policies that apply to it.
     pub(crate) fn new(resources: &Resources, mesh: &MeshSettings, registry: &Registry) -> Self {
         let mut program = Program::new(mesh);
         let written = &resources.authorization_policies;
-        let programs = written.iter().map(|policy| rules(policy, &mut program));
+        let applied: Vec<_> = (0..)
+            .zip(written)
+            .map(|(number, policy)| applied(number, policy, &mut program))
+            .collect();
         let mut authorizations = Self {
-            programs: programs.collect(),
             policies: written.iter().map(known).collect(),
             program,
             by_workload: Vec::new(),
@@ -126,7 +137,8 @@ impl Authorizations {
                 .map(|policy| (&policy.resource.namespace, policy.selector.as_ref())),
         );
         for workload in registry.workloads() {
-            let applying = authorizations.apply(&selectors, &mesh.root_namespace, workload);
+            let root = &mesh.root_namespace;
+            let applying = authorizations.apply(&applied, &selectors, root, workload);
             authorizations.by_workload.push(applying);
         }
         authorizations
@@ -135,6 +147,7 @@ impl Authorizations {
     /// Policies of the workload's namespace and of the root namespace, without a selector or with one that selects it.
     fn apply(
         &mut self,
+        applied: &[Applied],
         selectors: &Selectors,
         root: &Arc<str>,
         workload: &RegisteredWorkload,
@@ -161,7 +174,7 @@ impl Authorizations {
             for number in &numbers {
                 let policy = self.policies.get(*number);
                 if policy.is_some_and(|policy| kind_of(policy) == kind) {
-                    self.applying.extend(u32::try_from(*number));
+                    self.applying.extend(applied.get(*number));
                     *count += 1;
                 }
             }
@@ -189,21 +202,21 @@ impl Authorizations {
         if T::ON {
             self.tell_unenforced(applying, &asked, trace);
         }
-        for &number in self.denying(applying) {
-            if let Some(rule) = self.matching(number, Action::Deny, &asked, trace) {
+        for policy in self.denying(applying) {
+            if let Some(rule) = self.matching(policy, Action::Deny, &asked, trace) {
                 return refused(Refusal::Denied, rule);
             }
         }
         let allowing = self.allowing(applying);
-        for &number in allowing {
-            if let Some(rule) = self.matching(number, Action::Allow, &asked, trace) {
+        for policy in allowing {
+            if let Some(rule) = self.matching(policy, Action::Allow, &asked, trace) {
                 return Authorization {
                     refusal: None,
                     rule: Some(rule),
                 };
             }
         }
-        match allowing.first().and_then(|number| self.policy(*number)) {
+        match allowing.first().and_then(|first| self.policy(first)) {
             Some(first) => refused(Refusal::NotAllowed, rule_at(first, None)),
             None => ALLOWED,
         }
@@ -231,8 +244,8 @@ impl Authorizations {
         let applying = self.by_workload.get(workload.number);
         let applying = applying.copied().unwrap_or_default();
         let count = applying.deny + applying.allow + applying.told;
-        let numbers = self.numbers(applying.begin, count);
-        numbers.iter().filter_map(|number| self.policy(*number))
+        let applied = self.applied(applying.begin, count);
+        applied.iter().filter_map(|applied| self.policy(applied))
     }
 
     /// Every policy.
@@ -240,67 +253,56 @@ impl Authorizations {
         &self.policies
     }
 
-    fn policy(&self, number: u32) -> Option<&Known> {
-        self.policies.get(usize::try_from(number).ok()?)
+    fn policy(&self, applied: &Applied) -> Option<&Known> {
+        self.policies.get(usize::try_from(applied.number).ok()?)
     }
 
-    fn numbers(&self, begin: u32, count: u32) -> &[u32] {
+    fn applied(&self, begin: u32, count: u32) -> &[Applied] {
         let range = usize::try_from(begin).ok().zip(usize::try_from(count).ok());
         range
             .and_then(|(begin, count)| self.applying.get(begin..begin.checked_add(count)?))
             .unwrap_or_default()
     }
 
-    fn denying(&self, applying: Applying) -> &[u32] {
-        self.numbers(applying.begin, applying.deny)
+    fn denying(&self, applying: Applying) -> &[Applied] {
+        self.applied(applying.begin, applying.deny)
     }
 
-    fn allowing(&self, applying: Applying) -> &[u32] {
-        self.numbers(applying.begin + applying.deny, applying.allow)
+    fn allowing(&self, applying: Applying) -> &[Applied] {
+        self.applied(applying.begin + applying.deny, applying.allow)
     }
 
-    fn telling(&self, applying: Applying) -> &[u32] {
+    fn telling(&self, applying: Applying) -> &[Applied] {
         let begin = applying.begin + applying.deny + applying.allow;
-        self.numbers(begin, applying.told)
-    }
-
-    /// The rules of a policy in the program, each with its index.
-    fn rules_of(&self, number: u32) -> impl Iterator<Item = (usize, RuleId)> {
-        let rules = usize::try_from(number).ok();
-        let rules = rules.and_then(|index| self.programs.get(index));
-        rules.into_iter().flat_map(|rules| {
-            let ids = (0..rules.count).map(|index| rules.first.plus(index));
-            ids.enumerate()
-        })
+        self.applied(begin, applying.told)
     }
 
     /// The enforced rules of a workload.
     fn enforced(&self, workload: &RegisteredWorkload) -> impl Iterator<Item = RuleId> {
         let applying = self.by_workload.get(workload.number);
         let applying = applying.copied().unwrap_or_default();
-        let numbers = self.numbers(applying.begin, applying.deny + applying.allow);
-        numbers
-            .iter()
-            .flat_map(|number| self.rules_of(*number).map(|(_, rule)| rule))
+        let enforced = self.applied(applying.begin, applying.deny + applying.allow);
+        let rules = enforced.iter().flat_map(Applied::rules);
+        rules.map(|(_, rule)| rule)
     }
 
     /// The first rule of a policy that matches.
     fn matching<'a, T: Trace>(
         &'a self,
-        number: u32,
+        applied: &Applied,
         action: Action,
         asked: &Asked<'_>,
         trace: &mut T,
     ) -> Option<RuleAt<'a>> {
-        let mut rules = self.rules_of(number);
+        let mut rules = applied.rules();
         let found = rules.find(|(_, rule)| self.program.matches(*rule, action, asked));
         if !T::ON && found.is_none() {
             return None;
         }
-        let policy = self.policy(number)?;
+        let policy = self.policy(applied)?;
         let rule = found.and_then(|(index, _)| policy.rules.get(index));
         if T::ON {
-            self.tell(number, rule, asked, trace);
+            self.tell(applied, rule, asked, trace);
         }
         rule.map(|rule| rule_at(policy, Some(rule)))
     }
@@ -311,12 +313,13 @@ const ALLOWED: Authorization<'static> = Authorization {
     rule: None,
 };
 
-fn rules(policy: &AuthorizationPolicy, program: &mut Program) -> Rules {
+fn applied(number: u32, policy: &AuthorizationPolicy, program: &mut Program) -> Applied {
     let first = program.next();
     for rule in &policy.rules {
         program.add(rule);
     }
-    Rules {
+    Applied {
+        number,
         first,
         count: u32::try_from(policy.rules.len()).unwrap_or_default(),
     }

@@ -216,7 +216,8 @@ impl<'a> Toward<'a> {
             (&decided.verdict, decided.endpoint)
             && endpoint.identity.is_none()
         {
-            self.unnamed.push((peer.clone(), address, *gateway));
+            self.unnamed
+                .push((peer.clone().into_owned(), address, *gateway));
         }
         decided.verdict.is_captured()
     }

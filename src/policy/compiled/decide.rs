@@ -2,6 +2,7 @@
 //! and `explain` all ask here, so that kernel and engine cannot disagree.
 
 use std::{
+    borrow::Cow,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -33,13 +34,16 @@ use crate::{
 
 /// What the client's host does with a packet.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) enum Verdict {
+pub(crate) enum Verdict<'a> {
     Plaintext,
     Refuse(DropReason),
-    Tunnel { peer: SpiffeId, gateway: SocketAddr },
+    Tunnel {
+        peer: Cow<'a, SpiffeId>,
+        gateway: SocketAddr,
+    },
 }
 
-impl Verdict {
+impl Verdict<'_> {
     /// The kernel has to send the packet to the daemon: also what is refused, or else it would leave in the clear.
     pub(crate) const fn is_captured(&self) -> bool {
         !matches!(self, Self::Plaintext)
@@ -57,7 +61,7 @@ pub(crate) struct To {
 /// A verdict with everything that led to it.
 #[derive(Clone, Debug)]
 pub(crate) struct Decided<'a> {
-    pub(crate) verdict: Verdict,
+    pub(crate) verdict: Verdict<'a>,
     pub(crate) code: ReasonCode,
     pub(crate) intent: Intent,
     pub(crate) choice: Option<Choice<'a>>,
@@ -178,12 +182,12 @@ impl Decider {
     }
 
     /// Decides for those addresses of a service's network that no workload has: there is no endpoint to dial.
-    pub(crate) fn decide_network(
-        &self,
+    pub(crate) fn decide_network<'a>(
+        &'a self,
         client: Client<'_>,
-        service: &Service,
+        service: &'a Service,
         port: Option<&ServicePort>,
-    ) -> Verdict {
+    ) -> Verdict<'a> {
         self.decide_endpoint(client, service, port, None, &mut Silent)
             .verdict
     }

@@ -66,33 +66,59 @@ impl Choice<'_> {
 pub(crate) struct Rules {
     /// Rules of one namespace and host stand together: a bucket.
     rules: Vec<DestinationRule>,
-    /// Where each bucket begins and ends.
-    buckets: Vec<(u32, u32)>,
     by_namespace: HashMap<Arc<str>, Hosts>,
     root: Arc<str>,
-    /// By number of the service, so that only the client's own namespace is searched by name.
-    by_service: Vec<Exported>,
-    /// The buckets that [`Exported`] counts.
-    exported: Vec<u32>,
+    /// By number of the service, so that only the client's own namespace is searched by name: buckets whose host covers the
+    /// service's, the most specific first, of its own namespace and of the root namespace.
+    by_service: Vec<[Few; 2]>,
+}
+
+/// Rules that stand together.
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    begin: u32,
+    end: u32,
+    /// It is one rule, and that one is for every client.
+    is_open: bool,
+}
+
+/// Buckets, of which there is seldom more than one.
+#[derive(Debug)]
+enum Few {
+    None,
+    One(Bucket),
+    Many(Box<[Bucket]>),
+}
+
+impl Few {
+    fn as_slice(&self) -> &[Bucket] {
+        match self {
+            Self::None => &[],
+            Self::One(bucket) => std::slice::from_ref(bucket),
+            Self::Many(buckets) => buckets,
+        }
+    }
+}
+
+impl FromIterator<Bucket> for Few {
+    fn from_iter<I: IntoIterator<Item = Bucket>>(buckets: I) -> Self {
+        let buckets: Box<[Bucket]> = buckets.into_iter().collect();
+        match &*buckets {
+            [] => Self::None,
+            [bucket] => Self::One(*bucket),
+            _ => Self::Many(buckets),
+        }
+    }
 }
 
 /// The buckets of one namespace, found by host without looking at the others.
 #[derive(Debug, Default)]
 struct Hosts {
-    exact: HashMap<Arc<str>, u32>,
+    exact: HashMap<Arc<str>, Bucket>,
     /// By what follows the `*`.
-    wildcards: HashMap<Arc<str>, u32>,
+    wildcards: HashMap<Arc<str>, Bucket>,
     /// Lengths of the wildcards' suffixes.
     lengths: BTreeSet<usize>,
-}
-
-/// Buckets whose host covers a service's, the most specific first: so many of its own namespace from `begin` on, and then
-/// so many of the root namespace.
-#[derive(Clone, Copy, Debug, Default)]
-struct Exported {
-    begin: u32,
-    own: u32,
-    root: u32,
 }
 
 /// Where a rule is looked for (policy.md 3.3).
@@ -114,37 +140,28 @@ impl Rules {
         }
         let mut found = Self {
             rules: Vec::with_capacity(rules.len()),
-            buckets: Vec::with_capacity(by_host.len()),
             by_namespace: HashMap::new(),
             root: Arc::clone(root),
             by_service: Vec::new(),
-            exported: Vec::new(),
         };
         for ((namespace, host), rules) in by_host {
-            let bucket = number(found.buckets.len());
-            let hosts = found.by_namespace.entry(namespace.clone()).or_default();
-            hosts.insert(host, bucket);
+            let is_open = matches!(&*rules, [rule] if is_for_all(rule));
             let begin = number(found.rules.len());
             found.rules.extend(rules.into_iter().cloned());
-            found.buckets.push((begin, number(found.rules.len())));
+            let bucket = Bucket {
+                begin,
+                end: number(found.rules.len()),
+                is_open,
+            };
+            let hosts = found.by_namespace.entry(namespace.clone()).or_default();
+            hosts.insert(host, bucket);
         }
-        for service in services {
-            found.index(service);
-        }
-        found
-    }
-
-    fn index(&mut self, service: &Service) {
-        let own: Vec<_> = self
-            .covering_buckets(service.namespace(), &service.host)
-            .collect();
-        let root: Vec<_> = self.covering_buckets(&self.root, &service.host).collect();
-        self.by_service.push(Exported {
-            begin: number(self.exported.len()),
-            own: number(own.len()),
-            root: number(root.len()),
+        let pools = services.iter().map(|service| {
+            [service.namespace(), root]
+                .map(|namespace| found.covering_buckets(namespace, &service.host).collect())
         });
-        self.exported.extend(own.into_iter().chain(root));
+        found.by_service = pools.collect();
+        found
     }
 
     /// What `client` is told for `port` of a service; `port` is the service's port number, `None` asks for the service
@@ -203,11 +220,8 @@ impl Rules {
             .flat_map(|bucket| self.bucket(*bucket))
     }
 
-    fn bucket(&self, index: u32) -> &[DestinationRule] {
-        let bucket = usize::try_from(index).ok();
-        let Some(&(begin, end)) = bucket.and_then(|index| self.buckets.get(index)) else {
-            return &[];
-        };
+    fn bucket(&self, bucket: Bucket) -> &[DestinationRule] {
+        let Bucket { begin, end, .. } = bucket;
         let range = usize::try_from(begin).ok().zip(usize::try_from(end).ok());
         range
             .and_then(|(begin, end)| self.rules.get(begin..end))
@@ -215,23 +229,18 @@ impl Rules {
     }
 
     /// Buckets for a service: those of its own namespace, and those of the root namespace.
-    fn exported(&self, service: &Service) -> [&[u32]; 2] {
-        let known = self.by_service.get(service.number);
-        let Exported { begin, own, root } = known.copied().unwrap_or_default();
-        let list = |begin: u32, count: u32| {
-            let range = usize::try_from(begin).ok().zip(usize::try_from(count).ok());
-            range
-                .and_then(|(begin, count)| self.exported.get(begin..begin.checked_add(count)?))
-                .unwrap_or_default()
-        };
-        [list(begin, own), list(begin + own, root)]
+    fn exported(&self, service: &Service) -> [&[Bucket]; 2] {
+        match self.by_service.get(service.number) {
+            Some([own, root]) => [own.as_slice(), root.as_slice()],
+            None => [&[], &[]],
+        }
     }
 
     fn covering_buckets<'a, 'h>(
         &'a self,
         namespace: &str,
         host: &'h str,
-    ) -> impl Iterator<Item = u32> + use<'a, 'h> {
+    ) -> impl Iterator<Item = Bucket> + use<'a, 'h> {
         let hosts = self.by_namespace.get(namespace);
         hosts
             .into_iter()
@@ -243,14 +252,18 @@ impl Rules {
     fn pool<'a, T: Trace>(
         &'a self,
         pool: Pool,
-        buckets: impl Iterator<Item = u32>,
+        buckets: impl Iterator<Item = Bucket>,
         client: Client<'_>,
         earlier: Option<&DestinationRule>,
         trace: &mut T,
     ) -> Option<&'a DestinationRule> {
         let mut winner = None;
         for bucket in buckets {
+            let is_open = bucket.is_open && pool == Pool::Exported;
             let bucket = self.bucket(bucket);
+            if is_open && !T::ON {
+                return bucket.first();
+            }
             let member = |rule: &&DestinationRule| self.why_no_member(pool, rule, client).is_none();
             if winner.is_none() {
                 winner = best(bucket.iter().filter(member), client);
@@ -329,7 +342,7 @@ impl Rules {
 }
 
 impl Hosts {
-    fn insert(&mut self, host: &Arc<str>, bucket: u32) {
+    fn insert(&mut self, host: &Arc<str>, bucket: Bucket) {
         match host.strip_prefix('*') {
             Some(suffix) => {
                 self.lengths.insert(suffix.len());
@@ -341,7 +354,7 @@ impl Hosts {
 
     /// Buckets whose host covers `host`: an exact one, then wildcards from the longest. The suffix is a plain string, not
     /// labels; a service host with a wildcard is covered by equal or wider wildcards only (policy.md 3.1).
-    fn covering<'a, 'h>(&'a self, host: &'h str) -> impl Iterator<Item = u32> + use<'a, 'h> {
+    fn covering<'a, 'h>(&'a self, host: &'h str) -> impl Iterator<Item = Bucket> + use<'a, 'h> {
         let (exact, tail) = match host.strip_prefix('*') {
             Some(tail) => (None, tail),
             None => (self.exact.get(host), host),
@@ -413,6 +426,11 @@ pub(crate) fn shadowed(rules: &Rules) -> Vec<(&DestinationRule, &DestinationRule
 fn tls_of(policy: &TrafficPolicy, port: Option<u16>) -> Option<&ClientTls> {
     let entry = port.and_then(|port| policy.ports.iter().find(|entry| entry.port == port));
     entry.map_or(policy.tls.as_ref(), |entry| entry.tls.as_ref())
+}
+
+/// Nothing about the client decides whether the rule counts.
+const fn is_for_all(rule: &DestinationRule) -> bool {
+    matches!(rule.export_to, ExportTo::All) && rule.workload_selector.is_none()
 }
 
 /// Exported to its own namespace alone; a workload selector forces that (policy.md 3.4).

@@ -1,6 +1,6 @@
 //! Secure naming in a decision: which identity is dialled, and may it answer (policy.md 7.1).
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
 
 use crate::{
     policy::{
@@ -25,8 +25,8 @@ impl Decider {
         let peer = match &endpoint.identity {
             Some(identity) => self
                 .may_answer(decided, endpoint, identity)
-                .then(|| identity.clone()),
-            None => self.only_name(decided, endpoint),
+                .then_some(Cow::Borrowed(identity)),
+            None => self.only_name(decided, endpoint).map(Cow::Owned),
         };
         let Some(peer) = peer else {
             let (reason, code) = if self.accepted(decided).is_empty() {

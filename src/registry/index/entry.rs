@@ -18,23 +18,24 @@ use crate::{
 
 /// The workload that an address belongs to: what all declarations of the address say together.
 #[derive(Clone, Debug)]
+#[repr(C)] // what decisions read stands together, at the beginning
 pub struct RegisteredWorkload {
+    /// Its identity, `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT`; `None` where no declaration names a service account.
+    pub identity: Option<SpiffeId>,
+    /// The namespace of its identity.
+    pub namespace: Arc<str>,
+    /// Where the daemon that serves it is reached.
+    pub gateway: SocketAddr,
     /// Its place among [`Registry::workloads`](super::Registry::workloads), for tables beside the registry.
     pub number: usize,
     /// Its address; no other workload has it.
     pub address: IpAddr,
-    /// The namespace of its identity.
-    pub namespace: Arc<str>,
-    /// `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT`; `None` where no declaration names a service account.
-    pub identity: Option<SpiffeId>,
-    /// Its labels.
-    pub labels: BTreeMap<Arc<str>, Arc<str>>,
-    /// Where the daemon that serves it is reached.
-    pub gateway: SocketAddr,
     /// Its host runs a daemon.
     pub mesh_capable: bool,
     /// It is served by this host's daemon.
     pub is_local: bool,
+    /// Its labels.
+    pub labels: BTreeMap<Arc<str>, Arc<str>>,
     /// The first declaration.
     pub resource: ResourceName,
     /// Where the first declaration's address stands.
@@ -52,29 +53,30 @@ pub struct Endpoint {
 
 /// One host of a ServiceEntry.
 #[derive(Clone, Debug)]
+#[repr(C)] // as above
 pub struct Service {
     /// Its place among [`Registry::services`](super::Registry::services).
     pub number: usize,
     /// Host name, lower case; may begin with `*`.
     pub host: Arc<str>,
-    /// The ServiceEntry.
-    pub resource: ResourceName,
-    /// Where its name stands.
-    pub place: Place,
-    /// Virtual addresses and networks.
-    pub addresses: Vec<IpNetwork>,
     /// Ports, as clients of a service address see them.
     pub ports: Vec<ServicePort>,
+    /// Its endpoints, in the order of their declaration.
+    pub endpoints: Vec<Endpoint>,
+    /// Who sees it.
+    pub export_to: ExportTo,
+    /// Virtual addresses and networks.
+    pub addresses: Vec<IpNetwork>,
     /// Whether it takes part in mTLS inference.
     pub location: Location,
     /// How a destination address becomes an endpoint.
     pub resolution: Resolution,
-    /// Who sees it.
-    pub export_to: ExportTo,
     /// Additional identities that may answer for it: the subjectAltNames that are SPIFFE IDs.
     pub subject_alt_names: Vec<SpiffeId>,
-    /// Its endpoints, in the order of their declaration.
-    pub endpoints: Vec<Endpoint>,
+    /// The ServiceEntry.
+    pub resource: ResourceName,
+    /// Where its name stands.
+    pub place: Place,
 }
 
 impl Service {

@@ -1,7 +1,7 @@
 //! What an authorization tells a listener: which policies it asked, and which part of their rules did not match.
 
 use super::{
-    Applying, Authorizations, Known, KnownRule,
+    Applied, Applying, Authorizations, Known, KnownRule,
     program::{Asked, Part},
     rule_at,
 };
@@ -13,17 +13,17 @@ const MAX_TOLD: usize = 8;
 impl Authorizations {
     pub(super) fn tell<T: Trace>(
         &self,
-        number: u32,
+        applied: &Applied,
         found: Option<&KnownRule>,
         asked: &Asked<'_>,
         trace: &mut T,
     ) {
-        let Some(policy) = self.policy(number) else {
+        let Some(policy) = self.policy(applied) else {
             return;
         };
         let why = match found {
             Some(rule) => format!("its rule {} matches", rule.number),
-            None => self.mismatch(number, policy, asked),
+            None => self.mismatch(applied, policy, asked),
         };
         let rule = rule_at(policy, found).rule_ref();
         trace.note(Step::Authorization, rule, found.is_some(), why.into());
@@ -35,11 +35,11 @@ impl Authorizations {
         asked: &Asked<'_>,
         trace: &mut T,
     ) {
-        for &number in self.telling(applying) {
-            let Some(policy) = self.policy(number) else {
+        for applied in self.telling(applying) {
+            let Some(policy) = self.policy(applied) else {
                 continue;
             };
-            let mut rules = self.rules_of(number);
+            let mut rules = applied.rules();
             let found = rules.find(|(_, rule)| self.program.matches(*rule, policy.action, asked));
             let found = found.and_then(|(index, _)| policy.rules.get(index));
             let kind = if policy.dry_run { "dry run" } else { "AUDIT" };
@@ -53,11 +53,11 @@ impl Authorizations {
     }
 
     /// Why no rule of a policy matches: for each the first part that does not.
-    fn mismatch(&self, number: u32, policy: &Known, asked: &Asked<'_>) -> String {
+    fn mismatch(&self, applied: &Applied, policy: &Known, asked: &Asked<'_>) -> String {
         if policy.rules.is_empty() {
             return "it has no rules, so it allows nothing".into();
         }
-        let rules = self.rules_of(number).zip(&policy.rules).take(MAX_TOLD);
+        let rules = applied.rules().zip(&policy.rules).take(MAX_TOLD);
         let told = rules.map(|((_, id), rule)| {
             let mut parts = Part::ALL.into_iter();
             let part =
