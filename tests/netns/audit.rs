@@ -1,6 +1,6 @@
 //! What was really spoken: the kernel tells the daemon of plaintext that it never sees.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, env, fs, path::Path};
 
 use serde_json::Value;
 
@@ -179,4 +179,102 @@ fn plaintext_of_a_forwarded_workload_and_before_the_start_is_told_too() {
             assert_eq!(audit["break_under_strict"], 1, "{text}");
         },
     );
+}
+
+/// What docs/policy.md shows of `audit` is printed by a real mesh of the page's own files, and the flow log that its
+/// commands read is what a daemon told. `IDENTUN_UPDATE_DOCS=1` saves it again; then tests/docs.rs writes the page.
+#[test]
+fn the_policy_guide_shows_what_audit_prints_in_its_own_mesh() {
+    in_namespaces(
+        "audit::the_policy_guide_shows_what_audit_prints_in_its_own_mesh",
+        |rig| {
+            let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+            let page = fs::read_to_string(docs.join("policy.md")).unwrap();
+            for name in ["registry", "mesh", "debug"] {
+                let name = format!("policies.d/{name}.yaml");
+                let text = block(&page, &format!("```yaml\n# {name}\n"), "```");
+                rig.write(&name, &format!("# {name}\n{text}"));
+            }
+            // The page lets `a` call from the address of this rig's client, `b` is its server, `old` has no daemon.
+            configure(&rig, "client", "front", "a");
+            configure(&rig, "server", "shop", "b");
+            let (_b, _a) = (rig.start("server"), rig.start("client"));
+            let _web = [80, 9_090].map(|port| Echo::start("server", port));
+            tcp_echo("client", (SERVER_4, 80), PATIENCE).unwrap();
+            tcp_echo("naked", (SERVER_4, 80), PATIENCE).unwrap();
+            for _ in 0..2 {
+                tcp_echo("naked", (SERVER_4, 9_090), PATIENCE).unwrap();
+            }
+
+            let socket = rig.path("server/admin.sock");
+            let url = "http://localhost/v1/flowlog";
+            let log = rig.on("server", &["curl", "-sf", "--unix-socket", &socket, url]);
+            let log = log.replace(&rig.path(""), "");
+            let saved = docs.join("flows.json");
+            if env::var_os("IDENTUN_UPDATE_DOCS").is_some() {
+                fs::write(saved, format!("{:#}\n", json(&log))).unwrap();
+                return;
+            }
+            let saved = fs::read_to_string(saved).unwrap();
+            assert_eq!(timeless(&log), timeless(&saved), "{log}");
+
+            let (code, text, error) = ask(&rig, "server", &["audit"]);
+            assert_eq!(code, 1, "{text}{error}");
+            let shown = block(
+                &page,
+                "$ identun audit --flows flows.json\n",
+                "(exit code 1)",
+            );
+            assert_eq!(text.lines().next(), shown.lines().next());
+            let text = text.replace(&rig.path(""), "");
+            assert_eq!(words(&text), words(shown), "{text}");
+        },
+    );
+}
+
+/// What stands between `begin` and `end`.
+fn block<'a>(page: &'a str, begin: &str, end: &str) -> &'a str {
+    let (_, rest) = page.split_once(begin).unwrap_or_else(|| panic!("{begin}"));
+    rest.split_once(end).unwrap().0
+}
+
+/// Settings of a host with one identity, over the page's files.
+fn configure(rig: &Rig, host: &str, namespace: &str, account: &str) {
+    let id = format!("spiffe://cluster.local/ns/{namespace}/sa/{account}");
+    let (ca, out) = (rig.path("ca"), rig.path(host));
+    rig.identun(host, &["ca", "issue", &id, "--dir", &ca, "--out", &out]);
+    let policies = rig.path("policies.d");
+    let settings = format!(
+        "policies: [{policies}]\nidentities:\n- {{ certificate: {account}.pem, key: {account}.key }}\n\
+         trust_bundles: {{ cluster.local: bundle.pem }}\nstate_dir: {out}/state\n\
+         admin_socket: {out}/admin.sock\nmetrics: null\n"
+    );
+    rig.write(&format!("{host}/daemon.yaml"), &settings);
+}
+
+/// A flow log without the moments of its flows, which also order it.
+fn timeless(log: &str) -> (Value, BTreeSet<String>) {
+    let mut log = json(log);
+    log["now_ms"] = Value::Null;
+    let mut flows = BTreeSet::new();
+    for mut flow in log["flows"].take().as_array().unwrap().clone() {
+        flow["first_seen_ms"] = Value::Null;
+        flow["last_seen_ms"] = Value::Null;
+        flows.insert(flow.to_string());
+    }
+    (log, flows)
+}
+
+/// The words of a report, without ages and without the order that ages make.
+fn words(text: &str) -> Vec<&str> {
+    let is_age = |word: &str| {
+        let number = word.strip_suffix('s').unwrap_or_default();
+        !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    let mut words: Vec<_> = text
+        .split_whitespace()
+        .filter(|word| !is_age(word))
+        .collect();
+    words.sort_unstable();
+    words
 }
