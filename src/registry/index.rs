@@ -22,12 +22,22 @@ pub use entry::{Endpoint, RegisteredWorkload, Service};
 /// What a destination is, seen by a client of one namespace (policy.md 4.3).
 #[derive(Clone, Copy, Debug)]
 pub enum Destination<'a> {
-    /// A port of a service.
+    /// A port of a service at one of its endpoints.
+    Endpoint(&'a Service, &'a ServicePort, &'a RegisteredWorkload),
+    /// A port of a service at one of its own addresses.
     Service(&'a Service, &'a ServicePort),
     /// An address of the registry, without a port or with one that no visible service names.
     Address,
     /// Not in the registry, or in no part of it that this client sees.
     Unknown,
+}
+
+/// A service, one of its ports and one of its endpoints, by number.
+#[derive(Clone, Copy, Debug)]
+struct AtEndpoint {
+    service: u32,
+    port: u32,
+    workload: u32,
 }
 
 /// A list that nearly always has one member, and that then lies in its place and not elsewhere in memory.
@@ -64,8 +74,8 @@ pub struct Registry {
     /// Services by their networks that are not one address.
     by_service_network: JointPrefixMap<IpNetwork, Vec<usize>>,
     by_endpoint: HashMap<IpAddr, Vec<usize>>,
-    /// Services and the index of their port by endpoint and its own port, oldest first.
-    by_endpoint_port: HashMap<(IpAddr, u16), Few<(u32, u32)>>,
+    /// Services by endpoint and its own port, oldest first.
+    by_endpoint_port: HashMap<(IpAddr, u16), Few<AtEndpoint>>,
     by_host: HashMap<Arc<str>, Vec<usize>>,
     local: HashMap<IpAddr, usize>,
     local_by_identity: HashMap<SpiffeId, Vec<usize>>,
@@ -175,15 +185,13 @@ impl Registry {
                 }
             }
             let behind = self.by_endpoint_port.get(&(address, number));
-            for &(service, port) in behind.into_iter().flat_map(Few::as_slice) {
-                let service = usize::try_from(service).ok();
-                let service = service.and_then(|index| self.services.get(index));
-                let port = usize::try_from(port).ok();
-                if let Some(service) = service.filter(|known| known.is_visible_to(namespace))
-                    && let Some(port) = port.and_then(|index| service.ports.get(index))
-                {
-                    return Destination::Service(service, port);
-                }
+            let mut found = behind
+                .into_iter()
+                .flat_map(Few::as_slice)
+                .filter_map(|found| self.at_endpoint(found))
+                .filter(|(service, _, _)| service.is_visible_to(namespace));
+            if let Some((service, port, workload)) = found.next() {
+                return Destination::Endpoint(service, port, workload);
             }
         }
         let is_known = self.by_address.contains_key(&address)
@@ -193,6 +201,16 @@ impl Registry {
         } else {
             Destination::Unknown
         }
+    }
+
+    fn at_endpoint(
+        &self,
+        found: &AtEndpoint,
+    ) -> Option<(&Service, &ServicePort, &RegisteredWorkload)> {
+        let service = self.services.get(usize::try_from(found.service).ok()?)?;
+        let port = service.ports.get(usize::try_from(found.port).ok()?)?;
+        let workload = self.workloads.get(usize::try_from(found.workload).ok()?)?;
+        Some((service, port, workload))
     }
 
     /// Services visible to `namespace` that have `address` among their addresses: longest prefix first, then oldest.
@@ -424,7 +442,7 @@ mod tests {
         endpoint.ports = [("http".into(), 8080), ("x".into(), 7)].into();
         let registry = build(&[web(Endpoints::Inline(vec![endpoint.clone()]))], &[]).unwrap();
         let found = |port| match registry.classify("ns", endpoint.address, Some(port)) {
-            Destination::Service(_, port) => Some(port.number),
+            Destination::Endpoint(_, port, _) | Destination::Service(_, port) => Some(port.number),
             Destination::Address | Destination::Unknown => None,
         };
         let ports = [8080, 8443, 7, 80, 443, 99];

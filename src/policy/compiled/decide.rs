@@ -107,6 +107,10 @@ impl Decider {
         trace: &mut T,
     ) -> Decided<'_> {
         match self.registry.classify(client.namespace, address, port) {
+            Destination::Endpoint(service, named, workload) => {
+                let endpoint = Some((workload, To { address, port }));
+                self.decide_endpoint(client, service, Some(named), endpoint, trace)
+            }
             Destination::Service(service, named) => {
                 let to = To { address, port };
                 self.decide_service(client, service, Some(named), to, trace)

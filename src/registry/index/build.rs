@@ -10,7 +10,8 @@ use hashbrown::{HashMap, HashSet};
 use ipnetwork::IpNetwork;
 
 use super::{
-    Endpoint, Few, RegisteredWorkload, Registry, Service, is_subset, push_unique, single_address,
+    AtEndpoint, Endpoint, Few, RegisteredWorkload, Registry, Service, is_subset, push_unique,
+    single_address,
 };
 use crate::{
     registry::{
@@ -161,14 +162,21 @@ impl Registry {
     }
 
     fn index_endpoint(&mut self, endpoint: &Endpoint, service: usize) {
-        let Ok(service) = u32::try_from(service) else {
+        let workload = self.by_address.get(&endpoint.address).copied();
+        let workload = workload.and_then(|index| u32::try_from(index).ok());
+        let (Some(workload), Ok(service)) = (workload, u32::try_from(service)) else {
             return;
         };
         for (port, number) in (0..).zip(&endpoint.ports) {
+            let found = AtEndpoint {
+                service,
+                port,
+                workload,
+            };
             let key = (endpoint.address, *number);
             match self.by_endpoint_port.get_mut(&key) {
-                Some(known) => known.push((service, port)),
-                None => drop(self.by_endpoint_port.insert(key, Few::One((service, port)))),
+                Some(known) => known.push(found),
+                None => drop(self.by_endpoint_port.insert(key, Few::One(found))),
             }
         }
     }
