@@ -138,7 +138,7 @@ pub mod codes {
         KEY_NOT_TEXT "IDT0110" Error "A key of a map is not plain text.";
         TOO_MANY_FINDINGS "IDT0111" Error "A file has more findings than are listed.";
         ONE_DOCUMENT "IDT0112" Error "A settings file holds exactly one YAML document.";
-        CONTROL_CHARACTER "IDT0113" Error "The text holds a control character, which YAML forbids.";
+        CONTROL_CHARACTER "IDT0113" Error "The text holds a control character, or a carriage return inside a line.";
 
         UNKNOWN_FIELD "IDT0201" Error "A field does not exist; a misspelt security setting must not be skipped.";
         WRONG_TYPE "IDT0202" Error "A value has another type than its field.";

@@ -150,6 +150,7 @@ fn text_cases() -> Vec<Case> {
             foreign("data: «{¦{ x }}|\"{{ x }}\"»"),
         ),
         ("IDT0113", "`\\u{7}`", foreign("data: a«\u{7}|»")),
+        ("IDT0113", "`\\u{d}`", foreign("data: a # b«\r|»c: d")),
         ("IDT0113", "`\\u{0}`", foreign("data: é«\0|»")),
     ]
 }
