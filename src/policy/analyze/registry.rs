@@ -15,6 +15,7 @@ use crate::{
 pub(super) fn findings(decider: &Decider, host: &HostFacts) -> Vec<Diagnostic> {
     let mut found = service_addresses(decider);
     found.extend(services_that_overlap(decider));
+    found.extend(protocols_that_differ(decider));
     found.extend(identities_without_workload(decider, host));
     found.extend(addresses_without_workload(decider, host));
     for workload in decider.registry.workloads() {
@@ -73,6 +74,33 @@ fn services_that_overlap(decider: &Decider) -> Vec<Diagnostic> {
                         older.host, service.host
                     );
                     at(&codes::SERVICES_OVERLAP, message, &service.place)
+                        .with_label(format!("also declared at {}", older.place))
+                });
+            }
+        }
+    }
+    found.into_values().collect()
+}
+
+/// Proxies read requests by a port's protocol; here it says nothing, but two words for one port are a mistake anywhere.
+fn protocols_that_differ(decider: &Decider) -> Vec<Diagnostic> {
+    let mut first: BTreeMap<_, (&Service, &str)> = BTreeMap::new();
+    let mut found = BTreeMap::new();
+    for service in decider.registry.services() {
+        let named = service
+            .ports
+            .iter()
+            .filter(|port| !port.protocol.is_empty());
+        for port in named {
+            let key = (&service.host, port.number);
+            let (older, protocol) = *first.entry(key).or_insert((service, &port.protocol));
+            if protocol != &*port.protocol {
+                found.entry((key, &service.resource)).or_insert_with(|| {
+                    let message = format!(
+                        "port {} of `{}` is {} here and {protocol} in {}",
+                        port.number, service.host, port.protocol, older.resource
+                    );
+                    at(&codes::PROTOCOLS_DIFFER, message, &service.place)
                         .with_label(format!("also declared at {}", older.place))
                 });
             }
