@@ -66,9 +66,39 @@ pub struct EventLog {
 
 #[derive(Default)]
 struct Inner {
-    records: VecDeque<Record>,
+    records: VecDeque<Kept>,
     connections: HashMap<FiveTuple, (Opener, TunnelKey)>,
     repeats: Repeats,
+}
+
+/// What is kept of an event. Flows open by the thousand and hardly anybody asks: their words are made then.
+enum Kept {
+    Opened {
+        time_ms: u64,
+        tuple: FiveTuple,
+        opener: Opener,
+        key: Option<TunnelKey>,
+        why: Arc<Why>,
+    },
+    Told(Record),
+}
+
+impl Kept {
+    fn record(&self) -> Record {
+        match self {
+            Self::Told(record) => record.clone(),
+            Self::Opened {
+                time_ms,
+                tuple,
+                opener,
+                key,
+                why,
+            } => Record {
+                time_ms: *time_ms,
+                ..opened_record(tuple, *opener, key.as_ref(), why)
+            },
+        }
+    }
 }
 
 impl EventLog {
@@ -82,7 +112,7 @@ impl EventLog {
 
     /// The latest records, oldest first.
     pub fn records(&self) -> Vec<Record> {
-        self.lock().records.iter().cloned().collect()
+        self.lock().records.iter().map(Kept::record).collect()
     }
 
     /// Takes one event, which happened under `policy`.
@@ -134,15 +164,21 @@ impl EventLog {
         }
     }
 
-    fn opened(&self, tuple: &FiveTuple, opener: Opener, why: &Why, policy: &Compiled) {
+    fn opened(&self, tuple: &FiveTuple, opener: Opener, why: &Arc<Why>, policy: &Compiled) {
         let key = key_of(policy, tuple, opener);
         let code = why.code.map_or("allowed", |code| code.as_str());
         self.metrics.count_decision("allowed", code);
-        let mut fields = flow_fields(tuple, opener, key.as_ref());
-        fields.extend(why_fields(why));
-        let record = Record::new("opened", &fields);
-        log_access!(debug, record, "connection opened");
-        self.push(record);
+        if tracing::enabled!(target: "access", tracing::Level::DEBUG) {
+            let record = opened_record(tuple, opener, key.as_ref(), why);
+            log_access!(debug, record, "connection opened");
+        }
+        self.keep(Kept::Opened {
+            time_ms: unix_millis(),
+            tuple: *tuple,
+            opener,
+            key: key.clone(),
+            why: Arc::clone(why),
+        });
         if let Some(key) = key.filter(|_| tuple.protocol == protocol::TCP) {
             self.metrics.count_opened(opener, &key.local, &key.peer);
             let mut inner = self.lock();
@@ -315,11 +351,15 @@ impl EventLog {
     }
 
     fn push(&self, record: Record) {
+        self.keep(Kept::Told(record));
+    }
+
+    fn keep(&self, kept: Kept) {
         let records = &mut self.lock().records;
         if records.len() == KEPT {
             records.pop_front();
         }
-        records.push_back(record);
+        records.push_back(kept);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -342,6 +382,12 @@ fn key_of(policy: &Compiled, tuple: &FiveTuple, opener: Opener) -> Option<Tunnel
         EgressDecision::Tunnel { key, .. } => Some(key),
         EgressDecision::Plaintext { .. } | EgressDecision::Refuse { .. } => None,
     }
+}
+
+fn opened_record(tuple: &FiveTuple, opener: Opener, key: Option<&TunnelKey>, why: &Why) -> Record {
+    let mut fields = flow_fields(tuple, opener, key);
+    fields.extend(why_fields(why));
+    Record::new("opened", &fields)
 }
 
 fn flow_fields(

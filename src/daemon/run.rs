@@ -1,6 +1,7 @@
 //! The life of a started daemon: signals, the admin API, the shard's events, and death in order.
 
 use std::{
+    iter,
     sync::{Arc, mpsc::Receiver},
     thread,
     time::Duration,
@@ -30,6 +31,8 @@ use crate::{
     shard::Event,
 };
 
+/// How long events gather before they are taken: the shard wakes this thread once for all of them, not for each.
+const EVENT_PAUSE: Duration = Duration::from_millis(5);
 /// How long the shard may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(5);
 
@@ -127,12 +130,17 @@ fn watch_events(
 ) -> anyhow::Result<oneshot::Receiver<()>> {
     let (sender, ended) = oneshot::channel();
     let work = move || {
-        for event in events {
-            let active = control.active.load();
-            control
-                .flow_log
-                .handle(&event, &active.compiled, unix_millis());
-            control.events.handle(&event, &active.compiled);
+        while let Ok(event) = events.recv() {
+            {
+                let active = control.active.load();
+                for event in iter::once(event).chain(events.try_iter()) {
+                    control
+                        .flow_log
+                        .handle(&event, &active.compiled, unix_millis());
+                    control.events.handle(&event, &active.compiled);
+                }
+            }
+            thread::sleep(EVENT_PAUSE);
         }
         let _ = sender.send(());
     };

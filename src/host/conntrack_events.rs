@@ -1,10 +1,11 @@
 //! What the kernel's connection tracking knows of flows outside tunnels: their beginnings as they happen, and all there
 //! are at one moment. The daemon never sees these packets.
+#![expect(unsafe_code, reason = "a socket filter is set with setsockopt")]
 
 use std::{
     fs, io,
     net::IpAddr,
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd as _},
     time::{Duration, Instant},
 };
 
@@ -36,6 +37,14 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 const DATAGRAM: usize = 64 * 1024;
 /// Conntrack's states of a TCP connection that is over (linux/netfilter/nf_conntrack_tcp.h: TIME_WAIT, CLOSE).
 const OVER: [u8; 2] = [7, 8];
+/// Bytes of a netlink and an nfnetlink header (linux/netlink.h, linux/netfilter/nfnetlink.h).
+const HEADERS: u32 = 16 + 4;
+/// Bytes of an attribute's header.
+const ATTRIBUTE_HEADER: u32 = 4;
+/// The attribute with an entry's mark (linux/netfilter/nfnetlink_conntrack.h).
+const CTA_MARK: u32 = 8;
+/// The load that gives the offset of attribute X from offset A on, or 0: SKF_AD_OFF + SKF_AD_NLATTR (linux/filter.h).
+const FIND_ATTRIBUTE: u32 = 0_u32.wrapping_sub(0x1000) + 12;
 /// Whether the kernel tells at all: 0 no, 1 yes, 2 while somebody listens.
 const EVENTS: &str = "/proc/sys/net/netfilter/nf_conntrack_events";
 
@@ -89,7 +98,8 @@ impl NewConnections {
     /// `net.netfilter.nf_conntrack_events` to be silent.
     pub fn subscribe(settings: &HostSettings) -> Result<Self, HostError> {
         let operation = "listen to conntrack events";
-        let socket = listen().map_err(|source| HostError::Netlink { operation, source })?;
+        let marks = Marks::from(settings);
+        let socket = listen(marks).map_err(|source| HostError::Netlink { operation, source })?;
         let told = fs::read_to_string(EVENTS).is_ok_and(|text| text.trim() != "0");
         if !told {
             let source = io::Error::other("net.netfilter.nf_conntrack_events is 0 or not there");
@@ -98,7 +108,7 @@ impl NewConnections {
         Ok(Self {
             socket,
             buffer: vec![0; DATAGRAM],
-            marks: settings.into(),
+            marks,
         })
     }
 
@@ -172,7 +182,7 @@ pub fn connections_outside_tunnels(
     })
 }
 
-fn listen() -> io::Result<Socket> {
+fn listen(marks: Marks) -> io::Result<Socket> {
     let domain = Domain::from(libc::AF_NETLINK);
     let protocol = Protocol::from(libc::NETLINK_NETFILTER);
     let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
@@ -180,8 +190,59 @@ fn listen() -> io::Result<Socket> {
     if rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER).is_err() {
         socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
     }
+    ignore_tunnels(&socket, marks)?;
     bind(&socket, &SocketAddrNetlink::new(0, GROUP_NEW))?;
     Ok(socket)
+}
+
+/// Lets the kernel keep the entries of tunnels to itself: each new connection in a tunnel makes one, and waking for it only
+/// to find its mark costs more than all the rest of the connection does in the daemon.
+fn ignore_tunnels(socket: &Socket, marks: Marks) -> io::Result<()> {
+    use libc::{
+        BPF_ABS, BPF_ALU, BPF_AND, BPF_IMM, BPF_IND, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_LDX,
+        BPF_MISC, BPF_RET, BPF_TAX, BPF_W,
+    };
+    const KEEP: u32 = u32::MAX;
+    let step = |code: u32, jump_true, jump_false, k| libc::sock_filter {
+        // every code of classic BPF is below 256
+        code: u16::try_from(code).unwrap_or(0),
+        jt: jump_true,
+        jf: jump_false,
+        k,
+    };
+    // Finds the attribute CTA_MARK behind the headers of netlink and nfnetlink; an entry without a mark has none.
+    let mut program = [
+        step(BPF_LD | BPF_IMM, 0, 0, HEADERS),
+        step(BPF_LDX | BPF_IMM, 0, 0, CTA_MARK),
+        step(BPF_LD | BPF_W | BPF_ABS, 0, 0, FIND_ATTRIBUTE),
+        step(BPF_JMP | BPF_JEQ | BPF_K, 4, 0, 0),
+        step(BPF_MISC | BPF_TAX, 0, 0, 0),
+        step(BPF_LD | BPF_W | BPF_IND, 0, 0, ATTRIBUTE_HEADER),
+        step(BPF_ALU | BPF_AND | BPF_K, 0, 0, marks.mask),
+        step(BPF_JMP | BPF_JEQ | BPF_K, 1, 0, marks.tunnel),
+        step(BPF_RET | BPF_K, 0, 0, KEEP),
+        step(BPF_RET | BPF_K, 0, 0, 0),
+    ];
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).unwrap_or(0),
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: SO_ATTACH_FILTER reads one `struct sock_fprog` and the `len` instructions that it points at; both live
+    // until the call returns, and the kernel keeps a copy.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            libc::socklen_t::try_from(size_of_val(&program)).unwrap_or(0),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// The flows of one datagram of events.
