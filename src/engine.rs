@@ -123,6 +123,11 @@ impl Engine {
         self.drops.add(reason);
     }
 
+    /// Counts packets that were not delivered.
+    pub fn count_drops(&mut self, reason: DropReason, packets: u64) {
+        self.drops.add_many(reason, packets);
+    }
+
     /// Packets not delivered so far, by reason.
     pub const fn drops(&self) -> &DropCounts {
         &self.drops
@@ -170,6 +175,9 @@ impl Engine {
 
     /// The next event for the control plane.
     pub fn poll_event(&mut self) -> Option<EngineEvent> {
+        if let Some((tuple, summary)) = self.flows.poll_evicted() {
+            return Some(EngineEvent::FlowClosed { tuple, summary });
+        }
         self.events.pop_front()
     }
 

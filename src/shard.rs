@@ -5,6 +5,7 @@
 //!
 //! INVARIANT: the only way from a session to the device is `Shard::deliver`, behind [`Engine::handle_ingress`].
 
+mod busy;
 mod deliver;
 mod plain;
 mod settings;
@@ -13,7 +14,7 @@ mod snapshot;
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use crate::{
@@ -34,6 +35,7 @@ use crate::{
     },
 };
 
+use busy::Busy;
 use plain::PlainConnections;
 
 pub use settings::ShardSettings;
@@ -63,14 +65,11 @@ pub struct Shard {
     /// RSTs and ICMP errors for local senders.
     answers: VecDeque<Vec<u8>>,
     events: VecDeque<Event>,
-    /// Tunnels that packets went to lately: decides between back-pressure and drops (performance.md §3, rule 5).
-    recent: Vec<(TunnelId, Instant)>,
+    busy: Busy,
     now: Option<Instant>,
     counts: PacketCounts,
 }
 
-/// How long a tunnel counts as busy after a packet went to it.
-const RECENT: Duration = Duration::from_millis(250);
 /// Answers that wait for the device.
 const MAX_ANSWERS: usize = 256;
 /// Events that wait for the control plane.
@@ -99,7 +98,7 @@ impl Shard {
             plain: PlainConnections::default(),
             answers: VecDeque::new(),
             events: VecDeque::new(),
-            recent: Vec::new(),
+            busy: Busy::default(),
             now: None,
             counts: PacketCounts::default(),
             settings,
@@ -243,16 +242,11 @@ impl Shard {
     ///
     /// Only the backlog of a healthy tunnel that has the device to itself stops the device; among several busy
     /// tunnels a slow one fills and drops its own queue.
-    pub fn wants_device(&mut self) -> bool {
-        let Some(now) = self.now else { return true };
-        self.recent.retain(|&(_, used)| used + RECENT > now);
-        match self.recent.as_slice() {
-            [(only, _)] => {
-                !matches!(self.tunnels.state(*only), TunnelState::Up)
-                    || self.tunnels.has_room(*only)
-            }
-            _ => true,
-        }
+    pub fn wants_device(&self) -> bool {
+        let only = self.now.and_then(|now| self.busy.only(now));
+        only.is_none_or(|only| {
+            !matches!(self.tunnels.state(only), TunnelState::Up) || self.tunnels.has_room(only)
+        })
     }
 
     /// The policy in force.
@@ -287,19 +281,16 @@ impl Shard {
 
     /// Sends a frame through its tunnel, or lets it wait until the tunnel is up.
     fn carry(&mut self, tunnel: TunnelId, frame: &mut [u8], now: Instant) {
-        match self.recent.iter_mut().find(|(id, _)| *id == tunnel) {
-            Some((_, used)) => *used = now,
-            None => self.recent.push((tunnel, now)),
-        }
+        self.busy.note(tunnel, now);
         match self.tunnels.state(tunnel) {
-            TunnelState::Up => self.send(tunnel, frame),
+            TunnelState::Up => self.send(tunnel, frame, now),
             TunnelState::Idle | TunnelState::Dialing | TunnelState::Draining => {
                 if let Some(key) = self.keys.key(tunnel) {
                     self.tunnels.open(tunnel, key, now);
                 }
                 // A session that drains carries its flows until the replacement is up.
                 if self.tunnels.limits(tunnel).is_some() {
-                    return self.send(tunnel, frame);
+                    return self.send(tunnel, frame, now);
                 }
                 let dropped = self.engine.pending_mut().push(tunnel, frame, now);
                 (0..dropped).for_each(|_| self.engine.count_drop(DropReason::PendingFull));
@@ -313,7 +304,7 @@ impl Shard {
         }
     }
 
-    fn send(&mut self, tunnel: TunnelId, frame: &mut [u8]) {
+    fn send(&mut self, tunnel: TunnelId, frame: &mut [u8], now: Instant) {
         let Some(limits) = self.tunnels.limits(tunnel) else {
             return self.engine.count_drop(DropReason::TunnelDown);
         };
@@ -328,10 +319,10 @@ impl Shard {
         if cut(&packet, &limits, fragment_id, &mut self.batch).is_err() {
             return self.engine.count_drop(DropReason::TooBig);
         }
-        for datagram in self.batch.drain() {
-            if let Err(reason) = self.tunnels.send(tunnel, datagram) {
-                self.engine.count_drop(reason);
-            }
+        let flow = packet.flow_hash();
+        let datagrams = self.batch.len();
+        if let Err(reason) = self.tunnels.send(tunnel, flow, self.batch.drain(), now) {
+            self.engine.count_drops(reason, datagrams as u64);
         }
     }
 
@@ -352,7 +343,7 @@ impl Shard {
             .and_then(|packet| self.engine.refuse_waiting(&packet, now, &mut self.keys));
         match cut {
             Some(answer) => answer.into_iter().for_each(|answer| self.answer(answer)),
-            None => self.send(tunnel, frame),
+            None => self.send(tunnel, frame, now),
         }
     }
 
@@ -382,6 +373,9 @@ impl Shard {
 
     /// Passes on what the tunnels and the engine have for each other.
     fn pump(&mut self, now: Instant) {
+        for (reason, packets) in self.tunnels.take_losses() {
+            self.engine.count_drops(reason, packets);
+        }
         while let Some((tunnel, live)) = self.engine.poll_live() {
             self.tunnels.set_live_flows(tunnel, live);
         }

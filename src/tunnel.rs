@@ -16,6 +16,7 @@ mod error;
 mod greeting;
 mod links;
 mod pool;
+mod queue;
 mod random;
 mod session;
 mod snapshot;
@@ -55,6 +56,7 @@ use crate::{
 pub use api::{
     Revoker, Transmit, TunnelEvent, TunnelSettings, TunnelSnapshot, TunnelState, UnderlayDatagram,
 };
+pub use congestion::Congestion;
 pub use error::{DialError, TunnelSetupError, close_code};
 
 /// Events that wait to be polled.
@@ -88,6 +90,7 @@ pub struct Tunnels {
     draining: Option<String>,
     /// A peer of the own trust domain is told which policy refuses its session.
     reveal_reasons: bool,
+    ecn_marked: u64,
 }
 
 impl Tunnels {
@@ -104,7 +107,7 @@ impl Tunnels {
         let server = accept::server_config(&configs, &identities, &settings)?.0;
         dial::check(&configs, &identities, &settings)?;
         Ok(Self {
-            links: Links::new(Arc::clone(&configs.endpoint), server),
+            links: Links::new(Arc::clone(&configs.endpoint), server, settings.congestion),
             configs,
             generation: 0,
             tunnels: BTreeMap::new(),
@@ -117,6 +120,7 @@ impl Tunnels {
             now: None,
             draining: None,
             reveal_reasons: true,
+            ecn_marked: 0,
             settings,
             identities,
             policy,
@@ -218,26 +222,55 @@ impl Tunnels {
         })
     }
 
-    /// Queues one datagram (made by `cut`) on the session that carries the tunnel's packets.
+    /// Queues datagrams (made by `cut`) of one inner flow on the session that carries the tunnel's packets. `flow` is the
+    /// flow's hash: flows share the session fairly.
     ///
     /// # Errors
-    /// The reason to count when the datagram is dropped: no session, or its queue is full.
-    pub fn send(&mut self, id: TunnelId, datagram: Bytes) -> Result<(), DropReason> {
+    /// The reason to count for all of them when there is no session. What the queue loses is told by
+    /// [`Self::take_losses`].
+    pub fn send(
+        &mut self,
+        id: TunnelId,
+        flow: u32,
+        datagrams: impl Iterator<Item = Bytes>,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        self.now = Some(now);
         let tunnel = self.tunnels.get_mut(&id).ok_or(DropReason::TunnelDown)?;
         let handle = tunnel.current.ok_or(DropReason::TunnelDown)?;
-        let session = self
-            .links
-            .session_mut(handle)
-            .ok_or(DropReason::TunnelDown)?;
-        let len = datagram.len().saturating_sub(FRAMING);
-        session.send(datagram)?;
-        if let Some(now) = self.now {
-            session.last_inner = now;
-        }
-        tunnel.counts.packets_sent += 1;
-        tunnel.counts.bytes_sent += len as u64;
-        self.links.mark(handle);
+        let (mut packets, mut bytes) = (0, 0);
+        let sent = datagrams.inspect(|datagram| {
+            packets += 1;
+            bytes += datagram.len().saturating_sub(FRAMING) as u64;
+        });
+        self.links.send(handle, flow, sent, now)?;
+        tunnel.counts.packets_sent += packets;
+        tunnel.counts.bytes_sent += bytes;
         Ok(())
+    }
+
+    /// Datagrams that the queues of all sessions lost since the last call.
+    pub fn take_losses(&mut self) -> impl Iterator<Item = (DropReason, u64)> + use<> {
+        let losses = self.links.losses.take();
+        self.ecn_marked += losses.marked;
+        [
+            (DropReason::QueueFull, losses.full),
+            (DropReason::QueueDelay, losses.late),
+            (DropReason::TooBig, losses.too_big),
+            (DropReason::TunnelDown, losses.ended),
+        ]
+        .into_iter()
+        .filter(|&(_, packets)| packets > 0)
+    }
+
+    /// Inner packets that were marked with CE, in all.
+    pub const fn ecn_marked(&self) -> u64 {
+        self.ecn_marked
+    }
+
+    /// Bytes that wait in the queues of all sessions.
+    pub const fn queued_bytes(&self) -> usize {
+        self.links.queued
     }
 
     /// Tells the peer that a packet of its flow was refused; silently not, when there were too many lately.

@@ -20,7 +20,7 @@ use identun::{
     policy::{Compiled, HostFacts, MeshSettings, SourceFile, load::load},
     shard::{Event, Shard, ShardSettings, ShardSnapshot},
     spiffe::{SpiffeId, TrustDomain},
-    tunnel::{TunnelEvent, TunnelSettings},
+    tunnel::{Congestion, TunnelEvent, TunnelSettings},
     wire::{DropReason, virtio::VIRTIO_HEADER_LEN},
 };
 use rustix::{
@@ -165,6 +165,7 @@ fn end(account: &str, underlay: Underlay, policy: &str, ca: &Ca, clock: &WallClo
         max_udp_payload: 1_472,
         max_incoming: 64,
         retry_above: 32,
+        congestion: Congestion::default(),
         max_in_flight: 16 << 20,
         idle_close: Duration::from_secs(300),
     };

@@ -20,6 +20,7 @@ use crate::{
     },
     registry::key::TUNNEL_PORT,
     spiffe::TrustDomain,
+    tunnel::Congestion,
     wire::flow::protocol,
 };
 
@@ -49,6 +50,8 @@ pub struct Settings {
     pub l7: L7,
     /// A peer of the own trust domain is told which policy and rule refuse its flow.
     pub reveal_reasons: bool,
+    /// How tunnel packets share the path with others.
+    pub congestion: Congestion,
     /// Policy files and folders.
     pub policies: Vec<PathBuf>,
     /// Changed files are put in force without being asked to.
@@ -100,6 +103,7 @@ impl Default for Settings {
             unknown_destination: UnknownDestination::Drop,
             l7: L7::Reject,
             reveal_reasons: true,
+            congestion: Congestion::Bounded,
             policies: Vec::new(),
             watch: true,
             identities: Vec::new(),
@@ -216,6 +220,12 @@ impl Settings {
             &running.reveal_reasons,
             &mut kept,
         );
+        keep(
+            "congestion",
+            &mut self.congestion,
+            &running.congestion,
+            &mut kept,
+        );
         keep("limits", &mut self.limits, &running.limits, &mut kept);
         kept
     }
@@ -289,7 +299,7 @@ impl Default for TunDevice {
             name: InterfaceName("identun0".into()),
             address: Ipv4Addr::new(192, 0, 0, 8),
             mtu: None,
-            queue_length: 1_000,
+            queue_length: 4_000,
         }
     }
 }

@@ -37,8 +37,10 @@ use crate::{
     tunnel::TunnelSettings,
 };
 
-/// Socket buffers of the underlay, bytes: a burst of one path's worth at 10 Gbit/s and a few milliseconds.
-const SOCKET_BUFFER: usize = 4 << 20;
+/// Socket buffers of the underlay, bytes. Sending: what waits here waits in no fair queue, so that it is little. Receiving:
+/// what several peers have on the way to us (see `tunnel::congestion`).
+const SEND_BUFFER: usize = 1 << 20;
+const RECEIVE_BUFFER: usize = 8 << 20;
 /// The default bound of bytes in flight of a session (performance.md §3, rule 8).
 const MAX_IN_FLIGHT: u64 = 16 << 20;
 /// IPv4 and UDP header: what the underlay's MTU loses at least.
@@ -195,8 +197,8 @@ fn prepare(configuration: &Configuration) -> anyhow::Result<Prepared> {
     let underlay = Underlay::bind(&UnderlaySettings {
         listen,
         mark: host.bypass_mark,
-        send_buffer: SOCKET_BUFFER,
-        receive_buffer: SOCKET_BUFFER,
+        send_buffer: SEND_BUFFER,
+        receive_buffer: RECEIVE_BUFFER,
     })
     .with_context(|| format!("cannot listen at UDP {listen}"))?;
     let metrics = settings
@@ -262,6 +264,7 @@ async fn establish(
             max_udp_payload: underlay_mtu.saturating_sub(SMALLEST_OUTER),
             max_incoming: settings.limits.incoming_handshakes,
             retry_above: settings.limits.retry_above,
+            congestion: settings.congestion,
             max_in_flight: MAX_IN_FLIGHT,
             idle_close: settings.limits.idle_close(),
         },

@@ -136,6 +136,7 @@ impl AnswerKind {
             | DropReason::Martian
             | DropReason::PendingFull
             | DropReason::PendingTimeout
+            | DropReason::QueueDelay
             | DropReason::QueueFull
             | DropReason::TooBig
             | DropReason::UnknownContext => Self::Silent,

@@ -188,7 +188,12 @@ pub struct FlowTable {
     looks: BTreeSet<(Instant, FiveTuple)>,
     per_tunnel: BTreeMap<TunnelId, usize>,
     live_changes: VecDeque<(TunnelId, bool)>,
+    /// INVARIANT: at most one for each insertion since the last poll.
+    evicted: VecDeque<(FiveTuple, FlowSummary)>,
 }
+
+/// How many flows are asked whether they are over when there is no room.
+const EVICTION_SEARCH: usize = 64;
 
 impl FlowTable {
     /// An empty table.
@@ -199,6 +204,7 @@ impl FlowTable {
             looks: BTreeSet::new(),
             per_tunnel: BTreeMap::new(),
             live_changes: VecDeque::new(),
+            evicted: VecDeque::new(),
         }
     }
 
@@ -236,9 +242,11 @@ impl FlowTable {
     /// [`DropReason::FlowTableFull`] when the table or the tunnel's share of it is full.
     pub fn insert(&mut self, tuple: FiveTuple, mut flow: Flow) -> Result<&mut Flow, DropReason> {
         self.remove(&tuple);
-        let share = self.per_tunnel.get(&flow.tunnel).copied().unwrap_or(0);
-        if self.flows.len() >= self.limits.total || share >= self.limits.per_tunnel {
-            return Err(DropReason::FlowTableFull);
+        if !self.has_room(flow.tunnel) {
+            self.evict(flow.tunnel);
+            if !self.has_room(flow.tunnel) {
+                return Err(DropReason::FlowTableFull);
+            }
         }
         self.enter(flow.tunnel);
         flow.look = deadline(&self.limits, &tuple, &flow);
@@ -336,6 +344,31 @@ impl FlowTable {
     /// The next tunnel that gained its first flow or lost its last.
     pub fn poll_live(&mut self) -> Option<(TunnelId, bool)> {
         self.live_changes.pop_front()
+    }
+
+    fn has_room(&self, tunnel: TunnelId) -> bool {
+        let share = self.per_tunnel.get(&tunnel).copied().unwrap_or(0);
+        self.flows.len() < self.limits.total && share < self.limits.per_tunnel
+    }
+
+    /// A TCP connection of the tunnel that saw its end makes room for a new one: those that end by the thousand stay for a
+    /// minute only to let the last segments pass. They are among the first to be looked at.
+    fn evict(&mut self, tunnel: TunnelId) {
+        let is_over = |tuple: &FiveTuple| {
+            let flow = self.flows.get(tuple);
+            flow.is_some_and(|flow| flow.closing && flow.tunnel == tunnel)
+        };
+        let first = self.looks.iter().take(EVICTION_SEARCH);
+        if let Some(tuple) = first.map(|&(_, tuple)| tuple).find(is_over)
+            && let Some(flow) = self.remove(&tuple)
+        {
+            self.evicted.push_back((tuple, flow.summary()));
+        }
+    }
+
+    /// The next flow that made room for another.
+    pub fn poll_evicted(&mut self) -> Option<(FiveTuple, FlowSummary)> {
+        self.evicted.pop_front()
     }
 
     fn enter(&mut self, tunnel: TunnelId) {

@@ -31,6 +31,7 @@ const SHARED: &str = "10.0.1.1";
 const PORT: u16 = 80;
 const SYN: u8 = TcpFlags::SYN;
 const ACK: u8 = TcpFlags::ACK;
+const FIN: u8 = TcpFlags::FIN;
 
 fn policy(mode: &str, client: &str, generation: u64) -> Arc<Compiled> {
     policy_with(mode, client, generation, |text| text)
@@ -325,7 +326,7 @@ fn a_closed_connection_is_forgotten_soon() {
     rig.now += Duration::from_secs(300);
     rig.engine.handle_timeout(rig.now, &mut rig.keys);
     assert_eq!(rig.engine.flows().len(), 1, "an idle connection stays");
-    assert!(rig.delivers(tunnel, &tcp(B, A, [PORT, 1000], TcpFlags::FIN | ACK)));
+    assert!(rig.delivers(tunnel, &tcp(B, A, [PORT, 1000], TcpFlags::ACK | FIN)));
     rig.now += Duration::from_secs(60);
     assert!(rig.engine.poll_timeout().is_some_and(|due| due <= rig.now));
     rig.engine.handle_timeout(rig.now, &mut rig.keys);
@@ -354,6 +355,31 @@ fn a_flow_that_changes_its_tunnel_at_every_packet_costs_no_memory() {
         assert_eq!(rig.engine.flows().iter().count(), 1);
         assert_eq!(rig.engine.flows().looks(), 1);
     }
+}
+
+#[test]
+fn connections_that_ended_make_room_for_new_ones() {
+    let flows = FlowLimits {
+        total: 4,
+        per_tunnel: 2,
+        ..FlowLimits::default()
+    };
+    let limits = EngineLimits {
+        flows,
+        ..EngineLimits::default()
+    };
+    let mut rig = rig_with("STRICT", limits);
+    let b = rig.b();
+    for port in 1..=50 {
+        assert!(rig.delivers(b, &tcp(B, A, [port, PORT], SYN)), "{port}");
+        assert!(rig.delivers(b, &tcp(B, A, [port, PORT], ACK | FIN)));
+        rig.now += Duration::from_millis(1);
+    }
+    assert_eq!(rig.engine.flows().len(), 2);
+    assert_eq!(rig.engine.flows().looks(), 2);
+    let closed = std::iter::from_fn(|| rig.engine.poll_event())
+        .filter(|event| matches!(event, EngineEvent::FlowClosed { .. }));
+    assert_eq!(closed.count(), 48);
 }
 
 #[test]
@@ -479,7 +505,7 @@ fn a_peer_cannot_take_over_the_flow_of_another_at_the_same_address() {
     let theirs = tcp(SHARED, A, [2000, PORT], SYN);
     assert!(rig.delivers(b, &theirs));
     assert_eq!(rig.in_reason(c, &theirs), Some(DropReason::ForeignSource));
-    assert!(rig.delivers(b, &tcp(SHARED, A, [2000, PORT], TcpFlags::FIN | ACK)));
+    assert!(rig.delivers(b, &tcp(SHARED, A, [2000, PORT], TcpFlags::ACK | FIN)));
     assert!(rig.delivers(c, &theirs), "the ports are free again");
 }
 

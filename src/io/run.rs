@@ -26,8 +26,10 @@ use crate::{
     wire::DropReason,
 };
 
-/// Super-packets read from the device in one turn.
-const DEVICE_BATCH: usize = 16;
+/// What is read from the device in one turn: small packets by the hundred, as each turn has a price of its own, but no more
+/// bytes than are sent in a millisecond.
+const DEVICE_BATCH: usize = 256;
+const DEVICE_BATCH_BYTES: usize = 1 << 20;
 /// Bytes of frames that wait for the device to take more.
 const MAX_BACKLOG: usize = 4 << 20;
 /// How long a stopping loop tries to send what is queued.
@@ -184,7 +186,11 @@ impl<D: PacketDevice> Runner<D> {
 
     /// Reads frames while the shard wants them. A device that reports an error is read all the same, to learn which.
     fn read_device(&mut self, failed: bool, now: Instant) -> Result<(), RunError> {
+        let mut bytes = 0;
         for _ in 0..DEVICE_BATCH {
+            if bytes >= DEVICE_BATCH_BYTES {
+                return Ok(());
+            }
             if !self.shard.wants_device() {
                 // Sending makes room, if anything does.
                 self.write_underlay(now);
@@ -194,6 +200,7 @@ impl<D: PacketDevice> Runner<D> {
             }
             match self.device.read(&mut self.frame) {
                 Ok(length) => {
+                    bytes += length;
                     if let Some(frame) = self.frame.get_mut(..length) {
                         self.shard.handle_device(frame, now);
                     }

@@ -12,7 +12,7 @@ use crate::{
     identity::WallClock,
     registry::{TunnelId, TunnelKey},
     spiffe::SpiffeId,
-    tunnel::DialError,
+    tunnel::{Congestion, DialError},
     wire::capsule::{FlowRefused, RefusedCode},
 };
 
@@ -36,6 +36,8 @@ pub struct TunnelSettings {
     pub max_incoming: usize,
     /// Incoming sessions that are not up yet; above it an address must prove itself with a Retry.
     pub retry_above: usize,
+    /// How outer packets are controlled.
+    pub congestion: Congestion,
     /// Bound of the default controller: bytes in flight of a session.
     pub max_in_flight: u64,
     /// A session without inner packets for this long closes, unless flows live.

@@ -19,7 +19,7 @@ use crate::{
     },
     tunnel::{
         TunnelSettings,
-        congestion::{InFlightBoundConfig, LargePackets},
+        congestion::{Congestion, ControllerConfig, LargePackets},
         connection_id::CheckedConnectionIds,
     },
 };
@@ -49,6 +49,7 @@ pub(super) struct Configs {
     pub(super) endpoint: Arc<EndpointConfig>,
     udp_payload: u16,
     max_in_flight: u64,
+    congestion: Congestion,
     token_key: Arc<hkdf::Prk>,
     validation: ValidationTokenConfig,
     clock: Arc<WallClock>,
@@ -63,6 +64,7 @@ impl Configs {
             endpoint: Arc::new(endpoint(settings)),
             udp_payload: udp_payload(settings),
             max_in_flight: settings.max_in_flight,
+            congestion: settings.congestion,
             token_key: Arc::new(
                 hkdf::Salt::new(hkdf::HKDF_SHA256, b"identun retry token")
                     .extract(&settings.token_key),
@@ -127,7 +129,8 @@ impl Configs {
             .mtu_discovery_config(Some(discovery))
             .datagram_receive_buffer_size(Some(DATAGRAM_RECEIVE_BUFFER))
             .datagram_send_buffer_size(DATAGRAM_SEND_BUFFER)
-            .congestion_controller_factory(Arc::new(InFlightBoundConfig {
+            .congestion_controller_factory(Arc::new(ControllerConfig {
+                congestion: self.congestion,
                 bound: self.max_in_flight,
                 large: large.clone(),
             }));

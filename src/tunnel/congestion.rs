@@ -1,7 +1,8 @@
-//! The default congestion controller: a bound on the bytes in flight, and nothing else.
+//! The congestion controllers. By default a bound on the bytes in flight, and nothing else; CUBIC where it is asked for.
 //!
 //! Inner TCP has a controller of its own; a second one around it costs throughput and reacts twice to the same loss
-//! (performance.md §3, rule 8). The bound keeps the memory of a black-holed path finite. RFC 9484 §8 asks senders
+//! (performance.md §3, rule 8). The bound keeps the memory of a black-holed path finite, and it follows the path's length:
+//! what a fast path holds, and a little for the peer's socket, which loses what it has no room for. RFC 9484 §8 asks senders
 //! of IP packets in datagrams to bear in mind that these carry congestion-controlled traffic already, and for such a
 //! sender outer packets are sent as Not-ECT (the caller clears the ECN bits).
 //!
@@ -14,15 +15,23 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use quinn_proto::{
     RttEstimator,
-    congestion::{Controller, ControllerFactory},
+    congestion::{Controller, ControllerFactory, Cubic, CubicConfig},
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::tunnel::config::MIN_UDP_PAYLOAD;
+
+/// What may wait in the peer's socket, in bytes: less than its buffer holds, however the kernel counts (a small datagram
+/// weighs three times its length).
+const AT_THE_PEER: u64 = 2 << 20;
+/// What a path holds for each microsecond of its round trip, in bytes: 10 Gbit/s.
+const BYTES_PER_MICROSECOND: u64 = 1_250;
 
 /// Losses one after the other, without an acknowledged large packet between them, that make the path suspect. quinn waits
 /// for four, which a stalled TCP connection, one segment a time-out, gives it only after seconds (wire.md T9).
@@ -43,27 +52,56 @@ impl LargePackets {
         self.0.store(0, Ordering::Relaxed);
     }
 
-    fn note_loss(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+    fn note_ack(&self, bytes: u64) {
+        if bytes > u64::from(MIN_UDP_PAYLOAD) {
+            self.forget();
+        }
     }
+
+    fn note_loss(&self, bytes: u64) {
+        if bytes > u64::from(MIN_UDP_PAYLOAD) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// How outer packets are controlled.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Congestion {
+    /// A bound on the bytes in flight; the inner senders react to loss and delay. Outer packets are Not-ECT.
+    #[default]
+    Bounded,
+    /// CUBIC (RFC 9438), for paths where others must be protected from inner senders that react to nothing. Outer packets
+    /// are ECT(0).
+    Cubic,
 }
 
 /// Builds the controller of one connection.
 #[derive(Clone, Debug)]
-pub(super) struct InFlightBoundConfig {
-    /// Bytes in flight.
+pub(super) struct ControllerConfig {
+    pub(super) congestion: Congestion,
+    /// Bytes in flight at most.
     pub(super) bound: u64,
     /// Where the controller reports.
     pub(super) large: LargePackets,
 }
 
-impl ControllerFactory for InFlightBoundConfig {
-    fn build(self: Arc<Self>, _now: Instant, _current_mtu: u16) -> Box<dyn Controller> {
-        Box::new(InFlightBound {
-            bound: self.bound,
-            in_flight: 0,
-            large: self.large.clone(),
-        })
+impl ControllerFactory for ControllerConfig {
+    fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
+        let large = self.large.clone();
+        match self.congestion {
+            Congestion::Bounded => Box::new(InFlightBound {
+                bound: self.bound,
+                min_rtt: Duration::ZERO,
+                in_flight: 0,
+                large,
+            }),
+            Congestion::Cubic => Box::new(WatchedCubic {
+                cubic: Cubic::new(Arc::new(CubicConfig::default()), now, current_mtu),
+                large,
+            }),
+        }
     }
 }
 
@@ -71,9 +109,19 @@ impl ControllerFactory for InFlightBoundConfig {
 #[derive(Clone, Debug)]
 struct InFlightBound {
     bound: u64,
+    /// The shortest round trip so far; zero before the first.
+    min_rtt: Duration,
     /// What the last acknowledgement left, and everything sent since: never below the truth.
     in_flight: u64,
     large: LargePackets,
+}
+
+impl InFlightBound {
+    fn limit(&self) -> u64 {
+        let micros = u64::try_from(self.min_rtt.as_micros()).unwrap_or(u64::MAX);
+        let path = micros.saturating_mul(BYTES_PER_MICROSECOND);
+        self.bound.min(AT_THE_PEER.saturating_add(path))
+    }
 }
 
 impl Controller for InFlightBound {
@@ -87,11 +135,10 @@ impl Controller for InFlightBound {
         _sent: Instant,
         bytes: u64,
         _app_limited: bool,
-        _rtt: &RttEstimator,
+        rtt: &RttEstimator,
     ) {
-        if bytes > u64::from(MIN_UDP_PAYLOAD) {
-            self.large.forget();
-        }
+        self.min_rtt = rtt.min();
+        self.large.note_ack(bytes);
     }
 
     fn on_end_acks(
@@ -111,9 +158,7 @@ impl Controller for InFlightBound {
         _is_persistent_congestion: bool,
         lost_bytes: u64,
     ) {
-        if lost_bytes > u64::from(MIN_UDP_PAYLOAD) {
-            self.large.note_loss();
-        }
+        self.large.note_loss(lost_bytes);
     }
 
     fn on_mtu_update(&mut self, _new_mtu: u16) {
@@ -122,10 +167,11 @@ impl Controller for InFlightBound {
 
     /// quinn-proto paces every window up to `u32::MAX`, so below the bound the window has no end.
     fn window(&self) -> u64 {
-        if self.in_flight < self.bound {
+        let limit = self.limit();
+        if self.in_flight < limit {
             u64::MAX
         } else {
-            self.bound
+            limit
         }
     }
 
@@ -135,6 +181,75 @@ impl Controller for InFlightBound {
 
     fn initial_window(&self) -> u64 {
         u64::MAX
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
+
+/// CUBIC that reports to [`LargePackets`] too.
+#[derive(Clone)]
+struct WatchedCubic {
+    cubic: Cubic,
+    large: LargePackets,
+}
+
+impl Controller for WatchedCubic {
+    fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
+        self.cubic.on_sent(now, bytes, last_packet_number);
+    }
+
+    fn on_ack(
+        &mut self,
+        now: Instant,
+        sent: Instant,
+        bytes: u64,
+        app_limited: bool,
+        rtt: &RttEstimator,
+    ) {
+        self.cubic.on_ack(now, sent, bytes, app_limited, rtt);
+        self.large.note_ack(bytes);
+    }
+
+    fn on_end_acks(
+        &mut self,
+        now: Instant,
+        in_flight: u64,
+        app_limited: bool,
+        largest_packet_num_acked: Option<u64>,
+    ) {
+        self.cubic
+            .on_end_acks(now, in_flight, app_limited, largest_packet_num_acked);
+    }
+
+    fn on_congestion_event(
+        &mut self,
+        now: Instant,
+        sent: Instant,
+        is_persistent_congestion: bool,
+        lost_bytes: u64,
+    ) {
+        self.cubic
+            .on_congestion_event(now, sent, is_persistent_congestion, lost_bytes);
+        self.large.note_loss(lost_bytes);
+    }
+
+    fn on_mtu_update(&mut self, new_mtu: u16) {
+        self.cubic.on_mtu_update(new_mtu);
+        self.large.forget();
+    }
+
+    fn window(&self) -> u64 {
+        self.cubic.window()
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        Box::new(self.clone())
+    }
+
+    fn initial_window(&self) -> u64 {
+        self.cubic.initial_window()
     }
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
@@ -153,7 +268,8 @@ mod tests {
             reason = "a test needs some instant to count from"
         )]
         let now = Instant::now();
-        let mut controller = Arc::new(InFlightBoundConfig {
+        let mut controller = Arc::new(ControllerConfig {
+            congestion: Congestion::Bounded,
             bound: 3_000,
             large: LargePackets::default(),
         })

@@ -14,10 +14,19 @@ use quinn_proto::{
     EcnCodepoint, Endpoint, EndpointConfig, Event, Incoming, ServerConfig,
 };
 
-use crate::tunnel::{Transmit, UnderlayDatagram, session::Session};
+use bytes::Bytes;
+
+use crate::{
+    tunnel::{Congestion, Transmit, UnderlayDatagram, queue::Losses, session::Session},
+    wire::DropReason,
+};
 
 /// Answers of the endpoint itself (Retry, resets, refusals) that wait to be sent, in bytes.
 const MAX_RESPONSES: usize = 256 * 1024;
+
+/// Bytes that may wait in the queues of all sessions, until one with more than the minimum takes no more.
+const QUEUED_BOUND: usize = 16 << 20;
+const QUEUED_MINIMUM: usize = 64 * 1024;
 
 /// What became of a datagram.
 pub(super) enum Routed {
@@ -29,6 +38,7 @@ pub(super) enum Routed {
 
 /// The endpoint and its connections.
 pub(super) struct Links {
+    congestion: Congestion,
     endpoint: Endpoint,
     sessions: BTreeMap<ConnectionHandle, Session>,
     dirty: VecDeque<ConnectionHandle>,
@@ -36,11 +46,20 @@ pub(super) struct Links {
     responses: VecDeque<(quinn_proto::Transmit, Vec<u8>)>,
     response_bytes: usize,
     scratch: Vec<u8>,
+    /// Bytes that wait in the sessions' queues.
+    pub(super) queued: usize,
+    /// What those queues lost.
+    pub(super) losses: Losses,
 }
 
 impl Links {
-    pub(super) fn new(config: Arc<EndpointConfig>, server: Arc<ServerConfig>) -> Self {
+    pub(super) fn new(
+        config: Arc<EndpointConfig>,
+        server: Arc<ServerConfig>,
+        congestion: Congestion,
+    ) -> Self {
         Self {
+            congestion,
             endpoint: Endpoint::new(config, Some(server), true, None),
             sessions: BTreeMap::new(),
             dirty: VecDeque::new(),
@@ -48,6 +67,8 @@ impl Links {
             responses: VecDeque::new(),
             response_bytes: 0,
             scratch: Vec::new(),
+            queued: 0,
+            losses: Losses::NONE,
         }
     }
 
@@ -72,12 +93,12 @@ impl Links {
     /// Takes a session into the tables and the dirty queue.
     pub(super) fn insert(&mut self, handle: ConnectionHandle, session: Session) {
         // A drained connection's handle may be given again before its last events were read.
-        if let Some(timer) = self
-            .sessions
-            .insert(handle, session)
-            .and_then(|old| old.timer)
-        {
-            self.timers.remove(&(timer, handle));
+        if let Some(mut old) = self.sessions.insert(handle, session) {
+            old.end();
+            account(&mut self.queued, &mut self.losses, &mut old);
+            if let Some(timer) = old.timer {
+                self.timers.remove(&(timer, handle));
+            }
         }
         self.mark(handle);
     }
@@ -179,6 +200,7 @@ impl Links {
         let Some(session) = self.sessions.get_mut(&handle) else {
             return;
         };
+        account(&mut self.queued, &mut self.losses, session);
         if session.drained {
             if let Some(timer) = session.timer {
                 self.timers.remove(&(timer, handle));
@@ -191,6 +213,38 @@ impl Links {
             self.mark(handle);
         }
         self.refresh_timer(handle);
+    }
+
+    /// Queues datagrams of one inner flow.
+    ///
+    /// All sessions together are bounded, so that thousands of slow peers take no more memory than a few: beyond that bound
+    /// a session holds only a little.
+    pub(super) fn send(
+        &mut self,
+        handle: ConnectionHandle,
+        flow: u32,
+        datagrams: impl Iterator<Item = Bytes>,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        let session = self
+            .sessions
+            .get_mut(&handle)
+            .ok_or(DropReason::TunnelDown)?;
+        let others = self.queued.saturating_sub(session.accounted);
+        for datagram in datagrams {
+            let own = session.queue.bytes();
+            if others + own >= QUEUED_BOUND && own >= QUEUED_MINIMUM
+                || others + own >= 2 * QUEUED_BOUND
+            {
+                self.losses.full += 1;
+            } else {
+                session.send(flow, datagram, now);
+            }
+        }
+        session.last_inner = now;
+        account(&mut self.queued, &mut self.losses, session);
+        self.mark(handle);
+        Ok(())
     }
 
     /// The connection may have something to transmit.
@@ -223,13 +277,14 @@ impl Links {
         now: Instant,
     ) -> Option<Transmit> {
         let session = self.sessions.get_mut(&handle)?;
-        session.feed();
+        session.feed(now);
+        account(&mut self.queued, &mut self.losses, session);
         let transmit = session
             .connection
             .poll_transmit(now, max_datagrams.max(1), buf)?;
         self.mark(handle);
         self.refresh_timer(handle);
-        Some(outgoing(&transmit))
+        Some(outgoing(&transmit, self.congestion))
     }
 
     /// The next answer of the endpoint itself, written to `buf`.
@@ -237,7 +292,7 @@ impl Links {
         let (transmit, bytes) = self.responses.pop_front()?;
         self.response_bytes -= bytes.len();
         buf.extend_from_slice(&bytes);
-        Some(outgoing(&transmit))
+        Some(outgoing(&transmit, self.congestion))
     }
 
     /// The first timer.
@@ -296,12 +351,25 @@ impl Links {
     }
 }
 
-/// Outer packets are Not-ECT while the default controller is in use (performance.md §3, rule 8).
-const fn outgoing(transmit: &quinn_proto::Transmit) -> Transmit {
+/// Brings the sums over all sessions up to date with one of them.
+fn account(queued: &mut usize, losses: &mut Losses, session: &mut Session) {
+    let bytes = session.queue.bytes();
+    *queued = (*queued + bytes).saturating_sub(session.accounted);
+    session.accounted = bytes;
+    losses.add(session.queue.losses_mut().take());
+}
+
+/// Outer packets are Not-ECT while the default controller is in use, which would not react to a mark (performance.md §3,
+/// rule 8).
+fn outgoing(transmit: &quinn_proto::Transmit, congestion: Congestion) -> Transmit {
+    let ecn = transmit
+        .ecn
+        .filter(|_| congestion == Congestion::Cubic)
+        .map_or(0, |ecn| ecn as u8);
     Transmit {
         remote: transmit.destination,
         local: transmit.src_ip,
-        ecn: 0,
+        ecn,
         size: transmit.size,
         segment_size: transmit.segment_size,
     }

@@ -8,7 +8,6 @@
 //! INVARIANT: inner datagrams are taken from quinn and given to it only in Up and Draining.
 
 use std::{
-    collections::VecDeque,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -20,16 +19,19 @@ use crate::{
     identity::{VerifyReport, X509Svid},
     registry::TunnelId,
     spiffe::SpiffeId,
-    tunnel::{config::DATAGRAM_SEND_BUFFER, congestion::LargePackets, control::Control},
-    wire::{DropReason, capsule::PeerFlags},
+    tunnel::{
+        config::DATAGRAM_SEND_BUFFER, congestion::LargePackets, control::Control, queue::FairQueue,
+    },
+    wire::capsule::PeerFlags,
 };
 
 /// From the first packet to the end of the TLS handshake.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// From there to READY.
 pub(super) const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
-/// Datagrams that wait for quinn's buffer, in bytes.
-const QUEUE_BOUND: usize = 1 << 20;
+/// Datagrams that wait for quinn's buffer, in bytes: a few milliseconds at the speed of the fastest paths, so that CoDel sees
+/// what stands before the device is held.
+const QUEUE_BOUND: usize = 4 << 20;
 /// A super-packet cut into datagrams, headers included, in bytes.
 const SUPER_PACKET: usize = 72 * 1024;
 
@@ -99,8 +101,9 @@ pub(super) struct Session {
     pub(super) drained: bool,
     /// Capsules wait in quinn: how many STREAM frames had left when they came.
     control_waits: Option<u64>,
-    queue: VecDeque<Bytes>,
-    queue_bytes: usize,
+    pub(super) queue: FairQueue,
+    /// Bytes of the queue that the sum over all sessions has.
+    pub(super) accounted: usize,
 }
 
 impl Session {
@@ -137,8 +140,8 @@ impl Session {
             timer: None,
             drained: false,
             control_waits: None,
-            queue: VecDeque::new(),
-            queue_bytes: 0,
+            queue: FairQueue::new(QUEUE_BOUND),
+            accounted: 0,
         }
     }
 
@@ -175,8 +178,7 @@ impl Session {
         self.stage = Stage::Closed;
         self.wake = None;
         self.planned_close = None;
-        self.queue = VecDeque::new();
-        self.queue_bytes = 0;
+        self.queue.clear();
     }
 
     /// A planned close only ever moves nearer.
@@ -204,23 +206,18 @@ impl Session {
         self.max_datagram = self.connection.datagrams().max_size();
     }
 
-    /// Queues one inner datagram.
-    pub(super) fn send(&mut self, datagram: Bytes) -> Result<(), DropReason> {
-        let len = datagram.len();
-        if self.max_datagram.is_some_and(|max| len > max) {
-            return Err(DropReason::TooBig);
+    /// Queues one inner datagram of the flow with this hash.
+    pub(super) fn send(&mut self, flow: u32, datagram: Bytes, now: Instant) {
+        if self.max_datagram.is_some_and(|max| datagram.len() > max) {
+            self.queue.losses_mut().too_big += 1;
+            return;
         }
-        if self.queue_bytes + len > QUEUE_BOUND {
-            return Err(DropReason::QueueFull);
-        }
-        self.queue_bytes += len;
-        self.queue.push_back(datagram);
-        Ok(())
+        self.queue.push(flow, datagram, now);
     }
 
     /// The queue takes another super-packet.
     pub(super) const fn has_room(&self) -> bool {
-        self.queue_bytes + SUPER_PACKET <= QUEUE_BOUND
+        self.queue.bytes() + SUPER_PACKET <= QUEUE_BOUND
     }
 
     /// The peer acknowledges nothing: what waits is not a slow path's backlog.
@@ -246,29 +243,28 @@ impl Session {
     ///
     /// quinn writes DATAGRAM before STREAM frames, so a backlog would starve the control stream: while capsules wait,
     /// nothing follows them into the buffer.
-    pub(super) fn feed(&mut self) {
+    pub(super) fn feed(&mut self, now: Instant) {
         if let Some(before) = self.control_waits {
             if self.stream_frames_sent() == before {
                 return;
             }
             self.control_waits = None;
         }
-        if !self.carries() {
+        let Some(max) = self.max_datagram.filter(|_| self.carries()) else {
             return;
-        }
-        while let Some(datagram) = self.queue.pop_front() {
-            let len = datagram.len();
+        };
+        while self.connection.datagrams().send_buffer_space() >= max
+            && let Some(datagram) = self.queue.pop(now)
+        {
             match self.connection.datagrams().send(datagram, false) {
-                Err(SendDatagramError::Blocked(datagram)) => {
-                    return self.queue.push_front(datagram);
-                }
+                Ok(()) => {}
                 // What no longer fits a shrunken path is lost as on any link; the next cut knows the limit.
-                Ok(())
-                | Err(
-                    SendDatagramError::TooLarge
+                Err(
+                    SendDatagramError::Blocked(_)
+                    | SendDatagramError::TooLarge
                     | SendDatagramError::Disabled
                     | SendDatagramError::UnsupportedByPeer,
-                ) => self.queue_bytes -= len,
+                ) => self.queue.losses_mut().too_big += 1,
             }
         }
     }

@@ -163,6 +163,9 @@ impl Tunnels {
         if !live && idle <= now && session.is_empty() {
             return self.end(handle, Ending::new(close_code::DONE, "idle"), now);
         }
+        if session.last_inner + KEEP_ALIVE <= now && session.queue.is_empty() {
+            session.queue.clear();
+        }
         let mut ping = session.last_inner.max(session.last_ping) + KEEP_ALIVE;
         if kept && ping <= now {
             session.connection.ping();

@@ -9,9 +9,13 @@
 //!
 //! The first byte is the quarter stream id that an HTTP datagram of stream 0 has (RFC 9297 §2.1).
 
+use bytes::{Bytes, BytesMut};
+
 use crate::wire::{
     DropReason,
     capsule::PeerFlags,
+    checksum,
+    field::{get16, put16},
     fragment::Fragment,
     packet::{total_len, version},
     varint,
@@ -80,9 +84,70 @@ fn packet(packet: &[u8], partial_checksum: bool) -> Result<Datagram<'_>, DropRea
     }
 }
 
+/// A copy of a datagram whose packet says that congestion was experienced (CE, RFC 3168 §5); `None` where the packet is not
+/// of a sender that would understand, and of pieces of packets.
+pub fn congestion_experienced(datagram: &[u8]) -> Option<Bytes> {
+    const ECT_OR_CE: u8 = 0b11;
+    let (&[_, context], packet) = datagram.split_first_chunk::<PREFIX_LEN>()?;
+    if !matches!(context, PACKET | PARTIAL_CHECKSUM) {
+        return None;
+    }
+    // The field ends the octet that is called the type of service, and the traffic class.
+    let shift = match version(packet)? {
+        4 => 0,
+        6 => 4,
+        _ => return None,
+    };
+    if packet.get(1)? & (ECT_OR_CE << shift) == 0 {
+        return None;
+    }
+    let mut marked = BytesMut::from(datagram);
+    let packet = marked.get_mut(PREFIX_LEN..)?;
+    let before = get16(packet, 0)?;
+    *packet.get_mut(1)? |= ECT_OR_CE << shift;
+    if shift == 0 {
+        let after = get16(packet, 0)?;
+        let sum = get16(packet, 10)?;
+        put16(packet, 10, checksum::update(sum, before, after));
+    }
+    Some(marked.freeze())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::sample;
+
+    #[test]
+    fn packets_of_senders_that_know_ecn_are_marked_and_stay_valid() {
+        for (v6, field) in [(false, 0b10), (false, 0b01), (true, 0b10), (false, 0b11)] {
+            let mut packet = sample::udp(v6, [1, 2], b"x");
+            packet[1] |= if v6 { field << 4 } else { field };
+            if !v6 {
+                checksum::put_ipv4_header(&mut packet[..20]);
+            }
+            let before = datagram(&[PACKET], &packet);
+            let marked = congestion_experienced(&before).unwrap();
+            let mut expected = packet.clone();
+            expected[1] |= if v6 { 0b11 << 4 } else { 0b11 };
+            if !v6 {
+                checksum::put_ipv4_header(&mut expected[..20]);
+            }
+            assert_eq!(marked[PREFIX_LEN..], expected);
+        }
+    }
+
+    #[test]
+    fn other_senders_packets_and_pieces_are_not_marked() {
+        for v6 in [false, true] {
+            let packet = sample::udp(v6, [1, 2], b"x");
+            assert_eq!(congestion_experienced(&datagram(&[PACKET], &packet)), None);
+        }
+        let mut ect = sample::udp(false, [1, 2], b"x");
+        ect[1] |= 0b10;
+        assert_eq!(congestion_experienced(&datagram(&[FRAGMENT], &ect)), None);
+        assert_eq!(congestion_experienced(&[]), None);
+    }
 
     const NOTHING: PeerFlags = PeerFlags::from_bits(0);
 

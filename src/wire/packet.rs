@@ -238,6 +238,25 @@ impl<'a> Packet<'a> {
         }
     }
 
+    /// A number that packets of one flow share and those of others mostly do not, for sharing a queue fairly. Whoever finds
+    /// flows with equal numbers makes them share, and harms nobody else's.
+    pub fn flow_hash(&self) -> u32 {
+        const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+        let [source, destination] = self.ports;
+        let ports = (u64::from(source) << 16) | u64::from(destination);
+        let (words, tail) = self.address_bytes().as_chunks::<8>();
+        let tail = tail
+            .iter()
+            .fold(0, |sum, byte| (sum << 8) | u64::from(*byte));
+        let start = (ports << 8 | u64::from(self.protocol)) ^ tail;
+        let words = words.iter().map(|word| u64::from_ne_bytes(*word));
+        let mixed = words.fold(start.wrapping_mul(FACTOR), |mixed, word| {
+            (mixed ^ word).wrapping_mul(FACTOR).rotate_left(29)
+        });
+        let mixed = mixed.wrapping_mul(FACTOR) >> 32;
+        u32::try_from(mixed).unwrap_or_default()
+    }
+
     /// `None` unless the packet is a fragment (offset is not 0, or others follow).
     pub const fn fragment(&self) -> Option<FragmentInfo> {
         self.fragment

@@ -69,7 +69,9 @@ drop_reasons! {
     PendingTimeout = "pending_timeout",
     /// Policy says plaintext, so the packet should not have been captured.
     PolicyPlaintext = "policy_plaintext",
-    /// A session's send queue was full.
+    /// A packet waited too long in a session's send queue, and its flow keeps the queue standing (CoDel).
+    QueueDelay = "queue_delay",
+    /// The send queue of a session, or that of all of them, was full.
     QueueFull = "queue_full",
     /// The packet does not fit and may not be fragmented.
     TooBig = "too_big",
@@ -104,9 +106,14 @@ pub struct DropCounts(Vec<u64>);
 impl DropCounts {
     /// Counts one packet.
     pub fn add(&mut self, reason: DropReason) {
+        self.add_many(reason, 1);
+    }
+
+    /// Counts several packets.
+    pub fn add_many(&mut self, reason: DropReason, packets: u64) {
         self.0.resize(DropReason::ALL.len(), 0);
         if let Some(count) = self.0.get_mut(reason as usize) {
-            *count += 1;
+            *count += packets;
         }
     }
 

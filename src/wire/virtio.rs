@@ -146,6 +146,13 @@ impl<'a> SuperPacket<'a> {
     }
 }
 
+impl SuperPacket<'_> {
+    /// A number that packets of one flow share and those of others mostly do not; fragments of a flow share another one.
+    pub fn flow_hash(&self) -> u32 {
+        Packet::new_checked(self.bytes).map_or(0, |packet| packet.flow_hash())
+    }
+}
+
 /// Tells whether the header of `frame` says that the checksum is partial; not whether that can be.
 pub fn has_partial_checksum(frame: &[u8]) -> bool {
     frame.first().is_some_and(|flags| flags & NEEDS_CSUM != 0)

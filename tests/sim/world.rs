@@ -15,7 +15,7 @@ use identun::{
     policy::{Compiled, HostFacts, MeshSettings, SourceFile, load::load},
     shard::{Event, Shard, ShardSettings},
     spiffe::{SpiffeId, TrustDomain},
-    tunnel::{TunnelSettings, UnderlayDatagram},
+    tunnel::{Congestion, TunnelSettings, UnderlayDatagram},
     wire::virtio::VIRTIO_HEADER_LEN,
 };
 
@@ -218,6 +218,7 @@ impl World {
             max_udp_payload: 1472,
             max_incoming: 64,
             retry_above: 32,
+            congestion: Congestion::default(),
             max_in_flight: 16 << 20,
             idle_close: Duration::from_secs(300),
         };

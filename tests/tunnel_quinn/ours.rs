@@ -16,7 +16,7 @@ use identun::{
     policy::{Compiled, HostFacts, MeshSettings, SourceFile, load::load},
     registry::{KeyTable, TunnelKey},
     spiffe::SpiffeId,
-    tunnel::{TunnelEvent, TunnelSettings, Tunnels, UnderlayDatagram},
+    tunnel::{Congestion, TunnelEvent, TunnelSettings, Tunnels, UnderlayDatagram},
 };
 
 /// Unix seconds of every certificate.
@@ -89,6 +89,7 @@ impl Ours {
             max_udp_payload: 1_472,
             max_incoming: 64,
             retry_above: 32,
+            congestion: Congestion::default(),
             max_in_flight: 16 << 20,
             idle_close: Duration::from_secs(300),
         };
@@ -174,7 +175,8 @@ impl Loop {
                     }
                     Command::Send(datagram) => {
                         let (id, _) = self.keys.iter().next().unwrap();
-                        self.tunnels.send(id, datagram).unwrap();
+                        let one = std::iter::once(datagram);
+                        self.tunnels.send(id, 1, one, now).unwrap();
                     }
                     Command::Stop => return,
                 }

@@ -358,16 +358,25 @@ fn a_full_queue_has_no_room_and_drops_by_name() {
     world.link.loss = 100;
     let tunnel = world.tunnel(ALICE);
     let datagram = Bytes::from(vec![0; 1_200]);
+    let now = world.now;
     let alice = &mut world.hosts[ALICE].tunnels;
     assert!(alice.has_room(tunnel));
-    let sent = (0..2_000)
-        .take_while(|_| alice.send(tunnel, datagram.clone()).is_ok())
-        .count();
-    assert!(sent * 1_200 <= 1 << 20);
-    assert_eq!(
-        alice.send(tunnel, datagram.clone()),
-        Err(DropReason::QueueFull)
-    );
+    let send = |alice: &mut crate::tunnel::Tunnels| {
+        let one = std::iter::once(datagram.clone());
+        alice.send(tunnel, 1, one, now).unwrap();
+    };
+    while alice.has_room(tunnel) {
+        send(alice);
+    }
+    assert!(alice.queued_bytes() > 3 << 20);
+    assert_eq!(alice.take_losses().next(), None);
+    (0..10_000).for_each(|_| send(alice));
+    assert!(alice.queued_bytes() <= 4 << 20);
+    let losses: Vec<_> = alice.take_losses().collect();
+    assert!(matches!(losses[..], [(DropReason::QueueFull, 9_000..)]));
+    while alice.has_room(tunnel) {
+        send(alice);
+    }
     assert!(!alice.has_room(tunnel));
     let before = world.sent[ALICE];
     world.run(SECOND / 10);
@@ -391,10 +400,9 @@ fn bulk_datagrams_arrive_whole_and_in_order_at_the_discovered_size() {
         for number in 0..50_u8 {
             let mut datagram = vec![round; limits.inner + 2];
             datagram[0] = number;
-            world.hosts[ALICE]
-                .tunnels
-                .send(tunnel, datagram.clone().into())
-                .unwrap();
+            let (one, now) = (std::iter::once(datagram.clone().into()), world.now);
+            let alice = &mut world.hosts[ALICE].tunnels;
+            alice.send(tunnel, 1, one, now).unwrap();
             expected.push(Bytes::from(datagram));
         }
         world.run(SECOND / 10);
@@ -413,7 +421,11 @@ fn a_control_capsule_passes_a_backlog_of_datagrams() {
     let size = world.hosts[ALICE].tunnels.limits(tunnel).unwrap().inner + 2;
     for _ in 0..700 {
         let datagram = Bytes::from(vec![0; size]);
-        world.hosts[ALICE].tunnels.send(tunnel, datagram).unwrap();
+        let (one, now) = (std::iter::once(datagram), world.now);
+        world.hosts[ALICE]
+            .tunnels
+            .send(tunnel, 1, one, now)
+            .unwrap();
     }
     let now = world.now;
     world.hosts[ALICE].tunnels.drain("bye", now);

@@ -15,8 +15,8 @@ use crate::{
     registry::{KeyTable, TunnelId, TunnelKey},
     spiffe::SpiffeId,
     tunnel::{
-        TunnelEvent, TunnelSettings, TunnelState, Tunnels, UnderlayDatagram, random::Random,
-        session::Session,
+        Congestion, TunnelEvent, TunnelSettings, TunnelState, Tunnels, UnderlayDatagram,
+        random::Random, session::Session,
     },
     wire::capsule::PeerFlags,
 };
@@ -137,6 +137,7 @@ impl World {
             max_udp_payload: 1_472,
             max_incoming: 64,
             retry_above: 32,
+            congestion: Congestion::default(),
             max_in_flight: 16 << 20,
             idle_close: Duration::from_secs(300),
         }
@@ -219,7 +220,12 @@ impl World {
         let id = self.tunnel(host);
         self.hosts[host]
             .tunnels
-            .send(id, Bytes::from_static(payload))
+            .send(
+                id,
+                1,
+                std::iter::once(Bytes::from_static(payload)),
+                self.now,
+            )
             .unwrap();
     }
 
