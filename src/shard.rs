@@ -30,8 +30,8 @@ use crate::{
         fragment::Reassembler,
         mss::clamp_mss,
         packet::Packet,
-        segment::{DatagramBatch, Joiner, cut},
-        virtio::{SuperPacket, VIRTIO_HEADER_LEN, has_partial_checksum},
+        segment::{DatagramBatch, Joiner, cut_parsed},
+        virtio::{SuperPacket, VIRTIO_HEADER_LEN},
     },
 };
 
@@ -58,7 +58,10 @@ pub struct Shard {
     keys: KeyTable,
     joiner: Joiner,
     batch: DatagramBatch,
-    fragment_ids: BTreeMap<TunnelId, u16>,
+    /// Of the next packet that goes in pieces.
+    fragment_id: u16,
+    /// An opening segment whose MSS is lowered.
+    opening: Vec<u8>,
     reassemblers: BTreeMap<TunnelId, Reassembler>,
     /// Connections that began in plaintext and may not go on.
     plain: PlainConnections,
@@ -67,6 +70,8 @@ pub struct Shard {
     events: VecDeque<Event>,
     busy: Busy,
     now: Option<Instant>,
+    /// Datagrams came that were not worked on yet.
+    unsettled: bool,
     counts: PacketCounts,
 }
 
@@ -93,37 +98,41 @@ impl Shard {
             keys: KeyTable::default(),
             joiner: Joiner::new(settings.udp_offload),
             batch: DatagramBatch::default(),
-            fragment_ids: BTreeMap::new(),
+            fragment_id: 0,
+            opening: Vec::new(),
             reassemblers: BTreeMap::new(),
             plain: PlainConnections::default(),
             answers: VecDeque::new(),
             events: VecDeque::new(),
             busy: Busy::default(),
             now: None,
+            unsettled: false,
             counts: PacketCounts::default(),
             settings,
         })
     }
 
     /// Takes one frame from the device: virtio-net header and IP packet.
-    pub fn handle_device(&mut self, frame: &mut [u8], now: Instant) {
+    pub fn handle_device(&mut self, frame: &[u8], now: Instant) {
         self.now = Some(now);
+        self.settle(now);
         self.counts.device_packets += 1;
         self.counts.device_bytes += frame.len().saturating_sub(VIRTIO_HEADER_LEN) as u64;
         self.egress(frame, now);
         while let Some(mut released) = self.engine.poll_released_egress() {
             let mut frame = vec![0; VIRTIO_HEADER_LEN];
             frame.append(&mut released);
-            self.egress(&mut frame, now);
+            self.egress(&frame, now);
         }
         self.pump(now);
     }
 
-    /// Takes one datagram from the underlay.
+    /// Takes one datagram from the underlay. What it brings is worked on with the next other input or poll, so that a batch
+    /// of them costs little more than one.
     pub fn handle_underlay(&mut self, datagram: UnderlayDatagram, now: Instant) {
         self.now = Some(now);
         self.tunnels.handle_underlay(now, datagram, &mut self.keys);
-        self.pump(now);
+        self.unsettled = true;
     }
 
     /// Takes new identities and policy. Sessions and flows that they no longer allow end.
@@ -134,6 +143,7 @@ impl Shard {
         now: Instant,
     ) {
         self.now = Some(now);
+        self.settle(now);
         self.engine.handle_policy(Arc::clone(&policy), now);
         self.tunnels.handle_config(identities, policy, now);
         self.pump(now);
@@ -143,6 +153,7 @@ impl Shard {
     /// established connections go on whichever end has something to send.
     pub fn handle_seed(&mut self, originals: &[FiveTuple], now: Instant) {
         self.now = Some(now);
+        self.settle(now);
         for original in originals {
             if let Some(tunnel) = self.engine.handle_seed(original, now, &mut self.keys)
                 && let Some(key) = self.keys.key(tunnel)
@@ -164,6 +175,7 @@ impl Shard {
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.now = Some(now);
+        self.settle(now);
         self.engine.handle_timeout(now, &mut self.keys);
         self.tunnels.handle_timeout(now);
         for reassembler in self.reassemblers.values_mut() {
@@ -177,6 +189,7 @@ impl Shard {
     /// Asks every peer for no new flows; sessions close as they empty.
     pub fn handle_drain(&mut self, reason: &str, now: Instant) {
         self.now = Some(now);
+        self.settle(now);
         self.tunnels.drain(reason, now);
         self.pump(now);
     }
@@ -188,6 +201,7 @@ impl Shard {
         max_datagrams: usize,
         buf: &mut Vec<u8>,
     ) -> Option<Transmit> {
+        self.settle(now);
         let transmit = self.tunnels.poll_transmit(now, max_datagrams, buf);
         // What was sent made room, and may have ended a session: see to both before the loop sleeps.
         if transmit.is_none() {
@@ -200,6 +214,9 @@ impl Shard {
     ///
     /// A reset comes after what was delivered before it: it has the sequence number that follows.
     pub fn poll_device(&mut self, buf: &mut Vec<u8>) -> bool {
+        if let Some(now) = self.now {
+            self.settle(now);
+        }
         self.joiner.flush();
         if self.joiner.poll(buf) {
             return true;
@@ -216,6 +233,9 @@ impl Shard {
 
     /// When [`Self::handle_timeout`] is due.
     pub fn poll_timeout(&mut self) -> Option<Instant> {
+        if let Some(now) = self.now {
+            self.settle(now);
+        }
         let fragments = self
             .reassemblers
             .values()
@@ -233,6 +253,9 @@ impl Shard {
 
     /// The next event for the control plane.
     pub fn poll_event(&mut self) -> Option<Event> {
+        if let Some(now) = self.now {
+            self.settle(now);
+        }
         self.events
             .pop_front()
             .or_else(|| self.engine.poll_event().map(Event::Engine))
@@ -254,11 +277,8 @@ impl Shard {
         self.engine.policy()
     }
 
-    fn egress(&mut self, frame: &mut [u8], now: Instant) {
-        let Ok(super_packet) = SuperPacket::decode(frame) else {
-            return self.engine.count_drop(DropReason::Malformed);
-        };
-        let Ok(packet) = Packet::new_checked(super_packet.bytes) else {
+    fn egress(&mut self, frame: &[u8], now: Instant) {
+        let Ok((super_packet, packet)) = SuperPacket::parse(frame) else {
             return self.engine.count_drop(DropReason::Malformed);
         };
         if self.plain.hold(&packet) {
@@ -270,7 +290,7 @@ impl Shard {
             return;
         }
         match self.engine.handle_egress(&packet, now, &mut self.keys) {
-            Egress::Tunnel(tunnel) => self.carry(tunnel, frame, now),
+            Egress::Tunnel(tunnel) => self.carry(tunnel, frame, &super_packet, packet, now),
             Egress::Drop {
                 answer: Some(answer),
                 ..
@@ -280,17 +300,24 @@ impl Shard {
     }
 
     /// Sends a frame through its tunnel, or lets it wait until the tunnel is up.
-    fn carry(&mut self, tunnel: TunnelId, frame: &mut [u8], now: Instant) {
+    fn carry(
+        &mut self,
+        tunnel: TunnelId,
+        frame: &[u8],
+        super_packet: &SuperPacket<'_>,
+        packet: Packet<'_>,
+        now: Instant,
+    ) {
         self.busy.note(tunnel, now);
         match self.tunnels.state(tunnel) {
-            TunnelState::Up => self.send(tunnel, frame, now),
+            TunnelState::Up => self.send(tunnel, super_packet, packet, now),
             TunnelState::Idle | TunnelState::Dialing | TunnelState::Draining => {
                 if let Some(key) = self.keys.key(tunnel) {
                     self.tunnels.open(tunnel, key, now);
                 }
                 // A session that drains carries its flows until the replacement is up.
                 if self.tunnels.limits(tunnel).is_some() {
-                    return self.send(tunnel, frame, now);
+                    return self.send(tunnel, super_packet, packet, now);
                 }
                 let dropped = self.engine.pending_mut().push(tunnel, frame, now);
                 (0..dropped).for_each(|_| self.engine.count_drop(DropReason::PendingFull));
@@ -304,24 +331,55 @@ impl Shard {
         }
     }
 
-    fn send(&mut self, tunnel: TunnelId, frame: &mut [u8], now: Instant) {
+    fn send(
+        &mut self,
+        tunnel: TunnelId,
+        super_packet: &SuperPacket<'_>,
+        packet: Packet<'_>,
+        now: Instant,
+    ) {
+        if packet.tcp_flags().is_some_and(|flags| flags.is_syn()) {
+            return self.send_opening(tunnel, super_packet, now);
+        }
+        self.send_cut(tunnel, super_packet, packet, now);
+    }
+
+    /// Sends a segment with SYN, its MSS lowered to what the path will carry.
+    fn send_opening(&mut self, tunnel: TunnelId, super_packet: &SuperPacket<'_>, now: Instant) {
+        let mut opening = std::mem::take(&mut self.opening);
+        opening.clear();
+        opening.extend_from_slice(super_packet.bytes);
+        let partial = super_packet.partial_checksum;
+        clamp_mss(&mut opening, self.expected_inner(tunnel), partial);
+        match Packet::new_checked(&opening) {
+            Ok(packet) => {
+                let clamped = SuperPacket {
+                    bytes: &opening,
+                    ..*super_packet
+                };
+                self.send_cut(tunnel, &clamped, packet, now);
+            }
+            Err(_) => self.engine.count_drop(DropReason::Malformed),
+        }
+        self.opening = opening;
+    }
+
+    fn send_cut(
+        &mut self,
+        tunnel: TunnelId,
+        super_packet: &SuperPacket<'_>,
+        packet: Packet<'_>,
+        now: Instant,
+    ) {
         let Some(limits) = self.tunnels.limits(tunnel) else {
             return self.engine.count_drop(DropReason::TunnelDown);
         };
-        let partial_checksum = has_partial_checksum(frame);
-        if let Some(packet) = frame.get_mut(VIRTIO_HEADER_LEN..) {
-            clamp_mss(packet, self.expected_inner(tunnel), partial_checksum);
-        }
-        let Ok(packet) = SuperPacket::decode(frame) else {
-            return self.engine.count_drop(DropReason::Malformed);
-        };
-        let fragment_id = self.fragment_ids.entry(tunnel).or_default();
-        if cut(&packet, &limits, fragment_id, &mut self.batch).is_err() {
+        let (id, batch) = (&mut self.fragment_id, &mut self.batch);
+        if cut_parsed(super_packet, packet, &limits, id, batch).is_err() {
             return self.engine.count_drop(DropReason::TooBig);
         }
-        let flow = packet.flow_hash();
-        let datagrams = self.batch.len();
-        if let Err(reason) = self.tunnels.send(tunnel, flow, self.batch.drain(), now) {
+        let (flow, datagrams) = (packet.flow_hash(), batch.len());
+        if let Err(reason) = self.tunnels.send(tunnel, flow, batch.drain(), now) {
             self.engine.count_drops(reason, datagrams as u64);
         }
     }
@@ -336,14 +394,13 @@ impl Shard {
     }
 
     /// Sends a frame that waited, unless its flow was cut meanwhile.
-    fn release(&mut self, tunnel: TunnelId, frame: &mut [u8], now: Instant) {
-        let packet = frame.get(VIRTIO_HEADER_LEN..);
-        let cut = packet
-            .and_then(|bytes| Packet::new_checked(bytes).ok())
-            .and_then(|packet| self.engine.refuse_waiting(&packet, now, &mut self.keys));
-        match cut {
+    fn release(&mut self, tunnel: TunnelId, frame: &[u8], now: Instant) {
+        let Ok((super_packet, packet)) = SuperPacket::parse(frame) else {
+            return self.engine.count_drop(DropReason::Malformed);
+        };
+        match self.engine.refuse_waiting(&packet, now, &mut self.keys) {
             Some(answer) => answer.into_iter().for_each(|answer| self.answer(answer)),
-            None => self.send(tunnel, frame, now),
+            None => self.send(tunnel, &super_packet, packet, now),
         }
     }
 
@@ -368,6 +425,14 @@ impl Shard {
     fn answer(&mut self, packet: Vec<u8>) {
         if self.answers.len() < MAX_ANSWERS {
             self.answers.push_back(packet);
+        }
+    }
+
+    /// Works on the datagrams that came since the last time.
+    fn settle(&mut self, now: Instant) {
+        if std::mem::take(&mut self.unsettled) {
+            self.tunnels.settle_input(now, &mut self.keys);
+            self.pump(now);
         }
     }
 
@@ -397,8 +462,8 @@ impl Shard {
         match event {
             TunnelEvent::Up { id, .. } => {
                 self.engine.handle_session_up(*id);
-                for mut frame in self.engine.pending_mut().take(*id) {
-                    self.release(*id, &mut frame, now);
+                for frame in self.engine.pending_mut().take(*id) {
+                    self.release(*id, &frame, now);
                 }
             }
             TunnelEvent::DialFailed { id, error, .. } => {

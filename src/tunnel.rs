@@ -136,7 +136,8 @@ impl Tunnels {
         }
     }
 
-    /// Takes one datagram from the underlay. An accepted session gets its number from `keys`.
+    /// Takes one datagram from the underlay. Ask [`Self::settle_input`] for what it brought, once for a whole batch: most
+    /// of what a session does with a datagram it need not do for each.
     pub fn handle_underlay(
         &mut self,
         now: Instant,
@@ -145,9 +146,16 @@ impl Tunnels {
     ) {
         self.now = Some(now);
         match self.links.handle(datagram, now) {
-            Some(Routed::Connection(handle)) => self.settle(handle, now, Some(keys)),
+            Some(Routed::Connection) | None => {}
             Some(Routed::Incoming(incoming)) => self.accept(*incoming, now, keys),
-            None => {}
+        }
+    }
+
+    /// Takes out of the sessions what the datagrams since the last call brought. An accepted session gets its number from
+    /// `keys`.
+    pub fn settle_input(&mut self, now: Instant, keys: &mut KeyTable) {
+        while let Some(handle) = self.links.next_touched() {
+            self.settle(handle, now, Some(keys));
         }
     }
 
@@ -357,7 +365,7 @@ impl Tunnels {
 
     /// Takes out of a connection whatever an input left in it.
     ///
-    /// Without `keys` a HELLO stays unread: only [`Self::handle_underlay`], which brings every HELLO, has them.
+    /// Without `keys` a HELLO stays unread: only [`Self::settle_input`], which finds every HELLO, has them.
     fn settle(&mut self, handle: ConnectionHandle, now: Instant, keys: Option<&mut KeyTable>) {
         while let Some(event) = self.links.poll(handle) {
             match event {

@@ -203,9 +203,7 @@ fn ipv4(protocol: u8, fragment: u16, body: &[u8], from: &str, to: &str) -> Vec<u
 fn apply(world: &mut World, node: usize, input: &Input, recorded: &[Vec<u8>]) {
     let (addresses, now) = ([A, B], world.now());
     match input {
-        Input::Noise(bytes) => world.nodes[node]
-            .shard
-            .handle_device(&mut bytes.clone(), now),
+        Input::Noise(bytes) => world.nodes[node].shard.handle_device(bytes, now),
         Input::Packet {
             header,
             protocol,
@@ -222,7 +220,7 @@ fn apply(world: &mut World, node: usize, input: &Input, recorded: &[Vec<u8>]) {
                 addresses[1 - node],
             ));
             flaws.iter().for_each(|flaw| flaw.put(&mut frame));
-            world.nodes[node].shard.handle_device(&mut frame, now);
+            world.nodes[node].shard.handle_device(&frame, now);
         }
         Input::Garbage(bytes) => datagram(world, node, bytes, false),
         Input::Replay(index, flaws, stranger) => {

@@ -25,6 +25,12 @@ impl Engine {
         now: Instant,
         keys: &mut KeyTable,
     ) -> Egress {
+        // What follows was found good when the flow was decided.
+        if packet.fragment().is_none()
+            && let Some(verdict) = self.carry_known(packet, &packet.five_tuple(), now, keys)
+        {
+            return verdict;
+        }
         if is_martian(packet.destination()) || is_martian(packet.source()) {
             return self.drop_egress(packet, DropReason::Martian, None, None, now);
         }

@@ -51,6 +51,11 @@ impl Engine {
         keys: &mut KeyTable,
     ) -> Ingress {
         let whole = packet.five_tuple();
+        // Addresses, policy and tunnel of a flow that the policy in force decided are those that were checked then.
+        if packet.fragment().is_none() && self.deliver_known(tunnel, &whole.reversed(), packet, now)
+        {
+            return Ingress::Deliver;
+        }
         let Some(key) = keys.key(tunnel) else {
             let refused = Refused::silently(DropReason::ForeignSource);
             return self.drop_ingress(tunnel, None, whole, refused, now);

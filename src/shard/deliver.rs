@@ -68,7 +68,7 @@ impl Shard {
             .engine
             .handle_ingress(tunnel, &packet, now, &mut self.keys)
         {
-            Ingress::Deliver => self.join(tunnel, &packet, partial_checksum),
+            Ingress::Deliver => self.join(tunnel, packet, partial_checksum),
             Ingress::Drop {
                 refused: Some(refused),
                 ..
@@ -77,13 +77,13 @@ impl Shard {
         }
     }
 
-    fn join(&mut self, tunnel: TunnelId, packet: &Packet<'_>, partial_checksum: bool) {
+    fn join(&mut self, tunnel: TunnelId, packet: Packet<'_>, partial_checksum: bool) {
         if packet.tcp_flags().is_some_and(|flags| flags.is_syn()) {
             let mut opening = packet.bytes().to_vec();
             clamp_mss(&mut opening, self.expected_inner(tunnel), partial_checksum);
             self.joiner.push(&opening, partial_checksum);
         } else {
-            self.joiner.push(packet.bytes(), partial_checksum);
+            self.joiner.push_parsed(packet, partial_checksum);
         }
     }
 }

@@ -68,6 +68,9 @@ const FLOWS_SHOWN: usize = 1_000;
 impl Shard {
     /// Copies what `status` shows.
     pub fn snapshot(&mut self) -> ShardSnapshot {
+        if let Some(now) = self.now {
+            self.settle(now);
+        }
         let flows = self.engine.flows();
         ShardSnapshot {
             generation: self.engine.policy().generation(),

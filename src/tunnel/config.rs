@@ -34,8 +34,9 @@ const MAX_UDP_PAYLOAD: u16 = 65_527;
 const MAX_IDLE_MS: u32 = 30_000;
 /// Window of the control stream, in bytes: a few of the largest capsules.
 const CONTROL_WINDOW: u32 = 64 * 1024;
-/// Datagrams received and not yet taken out, in bytes.
-const DATAGRAM_RECEIVE_BUFFER: usize = 2 << 20;
+/// Datagrams received and not yet taken out, in bytes: more than one receive call brings (2 MiB), for beyond this quinn drops
+/// the oldest without a word.
+const DATAGRAM_RECEIVE_BUFFER: usize = 4 << 20;
 /// Datagrams handed to quinn and not yet sent, in bytes: small, our own queue holds the rest.
 pub(super) const DATAGRAM_SEND_BUFFER: usize = 128 * 1024;
 /// First packets not yet accepted or refused; we decide each at once, and the settings bound what is accepted.

@@ -30,8 +30,8 @@ const QUEUED_MINIMUM: usize = 64 * 1024;
 
 /// What became of a datagram.
 pub(super) enum Routed {
-    /// A connection took it.
-    Connection(ConnectionHandle),
+    /// A connection took it, and is among those to be settled.
+    Connection,
     /// Somebody dials. INVARIANT: must be accepted, refused, retried or ignored, or its slot leaks.
     Incoming(Box<Incoming>),
 }
@@ -42,6 +42,8 @@ pub(super) struct Links {
     endpoint: Endpoint,
     sessions: BTreeMap<ConnectionHandle, Session>,
     dirty: VecDeque<ConnectionHandle>,
+    /// Connections that datagrams came for since they were settled.
+    touched: Vec<ConnectionHandle>,
     timers: BTreeSet<(Instant, ConnectionHandle)>,
     responses: VecDeque<(quinn_proto::Transmit, Vec<u8>)>,
     response_bytes: usize,
@@ -63,6 +65,7 @@ impl Links {
             endpoint: Endpoint::new(config, Some(server), true, None),
             sessions: BTreeMap::new(),
             dirty: VecDeque::new(),
+            touched: Vec::new(),
             timers: BTreeSet::new(),
             responses: VecDeque::new(),
             response_bytes: 0,
@@ -121,8 +124,12 @@ impl Links {
                 let session = self.sessions.get_mut(&handle)?;
                 session.connection.handle_event(event);
                 session.last_heard = now;
-                self.mark(handle);
-                Some(Routed::Connection(handle))
+                if !session.touched {
+                    session.touched = true;
+                    self.touched.push(handle);
+                    self.mark(handle);
+                }
+                Some(Routed::Connection)
             }
             DatagramEvent::NewConnection(incoming) => Some(Routed::Incoming(Box::new(incoming))),
             DatagramEvent::Response(transmit) => {
@@ -255,6 +262,15 @@ impl Links {
             session.dirty = true;
             self.dirty.push_back(handle);
         }
+    }
+
+    /// One of the connections that datagrams came for.
+    pub(super) fn next_touched(&mut self) -> Option<ConnectionHandle> {
+        let handle = self.touched.pop()?;
+        if let Some(session) = self.sessions.get_mut(&handle) {
+            session.touched = false;
+        }
+        Some(handle)
     }
 
     /// The next of the connections with something to transmit, in turn.

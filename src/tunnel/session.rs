@@ -96,6 +96,8 @@ pub(super) struct Session {
     large: LargePackets,
     /// Waits in the queue of connections with something to send.
     pub(super) dirty: bool,
+    /// Datagrams came since it was settled.
+    pub(super) touched: bool,
     /// As the timer set has it.
     pub(super) timer: Option<Instant>,
     pub(super) drained: bool,
@@ -137,6 +139,7 @@ impl Session {
             max_datagram: None,
             large,
             dirty: false,
+            touched: false,
             timer: None,
             drained: false,
             control_waits: None,

@@ -3,9 +3,11 @@
 mod cut;
 mod join;
 
+use std::collections::VecDeque;
+
 use bytes::{Bytes, BytesMut};
 
-pub use cut::{complete_checksum, cut};
+pub use cut::{complete_checksum, cut, cut_parsed};
 pub use join::Joiner;
 
 /// What one tunnel datagram may carry at this moment.
@@ -24,14 +26,22 @@ pub struct CutLimits {
 #[error("the packet does not fit the tunnel")]
 pub struct TooBig;
 
+/// Bytes of one buffer: what most super-packets become, and less than what the allocator fetches from the kernel and gives
+/// back each time.
+const BUFFER: usize = 120 * 1024;
+/// Buffers that wait for their datagrams to be sent and are used again then.
+const MAX_SPARE: usize = 48;
+
 /// Datagrams, prefix `00 context` included, one after the other in one buffer.
 ///
-/// The buffer is taken again once the datagrams of earlier batches are gone.
+/// Buffers are used again once every datagram of theirs is gone, so that nothing is allocated in the long run.
 #[derive(Debug, Default)]
 pub struct DatagramBatch {
     buffer: BytesMut,
     /// Where each datagram ends.
     ends: Vec<usize>,
+    /// Buffers that are full, oldest first.
+    spare: VecDeque<BytesMut>,
 }
 
 impl DatagramBatch {
@@ -58,7 +68,25 @@ impl DatagramBatch {
 
     /// Makes room for `bytes` more, so that what follows does not allocate.
     fn reserve(&mut self, bytes: usize) {
-        self.buffer.reserve(bytes);
+        if self.buffer.capacity() - self.buffer.len() >= bytes {
+            return;
+        }
+        if bytes > BUFFER || !self.buffer.is_empty() {
+            return self.buffer.reserve(bytes);
+        }
+        let mut next = match self.spare.pop_front() {
+            Some(oldest) => oldest,
+            None => BytesMut::with_capacity(BUFFER),
+        };
+        if !next.try_reclaim(BUFFER) {
+            let oldest = std::mem::replace(&mut next, BytesMut::with_capacity(BUFFER));
+            // A slow peer's datagrams hold it: others are asked first. Beyond the bound its memory goes with them.
+            if self.spare.len() + 1 < MAX_SPARE {
+                self.spare.push_back(oldest);
+            }
+        }
+        let full = std::mem::replace(&mut self.buffer, next);
+        self.spare.push_back(full);
     }
 
     /// Appends one datagram and returns it without its prefix.

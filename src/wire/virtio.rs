@@ -114,6 +114,14 @@ impl<'a> SuperPacket<'a> {
     /// # Errors
     /// When the header does not fit the packet.
     pub fn decode(frame: &'a [u8]) -> Result<Self, VirtioError> {
+        Self::parse(frame).map(|(super_packet, _)| super_packet)
+    }
+
+    /// As [`Self::decode`], with the packet as it was parsed.
+    ///
+    /// # Errors
+    /// When the header does not fit the packet.
+    pub fn parse(frame: &'a [u8]) -> Result<(Self, Packet<'a>), VirtioError> {
         let (header, bytes) = frame
             .split_first_chunk::<VIRTIO_HEADER_LEN>()
             .ok_or(VirtioError::Truncated)?;
@@ -138,18 +146,12 @@ impl<'a> SuperPacket<'a> {
             GSO_NONE => None,
             kind => Some(check_gso(&packet, kind, field(s0, s1))?),
         };
-        Ok(Self {
+        let super_packet = Self {
             bytes,
             partial_checksum,
             gso,
-        })
-    }
-}
-
-impl SuperPacket<'_> {
-    /// A number that packets of one flow share and those of others mostly do not; fragments of a flow share another one.
-    pub fn flow_hash(&self) -> u32 {
-        Packet::new_checked(self.bytes).map_or(0, |packet| packet.flow_hash())
+        };
+        Ok((super_packet, packet))
     }
 }
 

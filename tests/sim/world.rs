@@ -268,7 +268,7 @@ impl World {
         let mut frame = vec![0; VIRTIO_HEADER_LEN];
         frame.extend_from_slice(packet);
         let now = self.now();
-        self.nodes[node].shard.handle_device(&mut frame, now);
+        self.nodes[node].shard.handle_device(&frame, now);
     }
 
     /// Lets stacks and shards talk until nobody has anything left to say at this instant.
@@ -290,7 +290,7 @@ impl World {
         while !node.held.is_empty() && node.shard.wants_device() {
             let mut frame = vec![0; VIRTIO_HEADER_LEN];
             frame.append(&mut node.held.remove(0));
-            node.shard.handle_device(&mut frame, now);
+            node.shard.handle_device(&frame, now);
             moved = true;
         }
         if node.shard.poll_timeout().is_some_and(|due| due <= now) {

@@ -201,8 +201,9 @@ impl Loop {
                     ecn: 0,
                     data: BytesMut::from(&incoming[..len]),
                 };
-                self.tunnels
-                    .handle_underlay(self::now(), datagram, &mut self.keys);
+                let (now, keys) = (self::now(), &mut self.keys);
+                self.tunnels.handle_underlay(now, datagram, keys);
+                self.tunnels.settle_input(now, keys);
             }
         }
     }

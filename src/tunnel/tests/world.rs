@@ -315,6 +315,7 @@ impl World {
             };
             let Host { tunnels, keys, .. } = &mut self.hosts[host];
             tunnels.handle_underlay(self.now, datagram, keys);
+            tunnels.settle_input(self.now, keys);
             self.drain(host);
         }
         for host in &mut self.hosts {

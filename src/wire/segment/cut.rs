@@ -27,6 +27,20 @@ pub fn cut(
     batch: &mut DatagramBatch,
 ) -> Result<(), TooBig> {
     let parsed = Packet::new_checked(packet.bytes).map_err(|_| TooBig)?;
+    cut_parsed(packet, parsed, limits, fragment_id, batch)
+}
+
+/// As [`cut`], for a super-packet whose bytes are those of `parsed`.
+///
+/// # Errors
+/// As those of [`cut`].
+pub fn cut_parsed(
+    packet: &SuperPacket<'_>,
+    parsed: Packet<'_>,
+    limits: &CutLimits,
+    fragment_id: &mut u16,
+    batch: &mut DatagramBatch,
+) -> Result<(), TooBig> {
     let partial = packet.partial_checksum;
     Cut {
         packet: parsed,

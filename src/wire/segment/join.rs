@@ -76,9 +76,13 @@ impl Joiner {
     /// unchanged, for the kernel to drop and count. `partial_checksum` of a packet that is neither TCP nor UDP, or a
     /// fragment, is ignored.
     pub fn push(&mut self, packet: &[u8], partial_checksum: bool) {
-        let Ok(packet) = Packet::new_checked(packet) else {
-            return;
-        };
+        if let Ok(packet) = Packet::new_checked(packet) {
+            self.push_parsed(packet, partial_checksum);
+        }
+    }
+
+    /// As [`Self::push`], for a packet that is parsed already.
+    pub fn push_parsed(&mut self, packet: Packet<'_>, partial_checksum: bool) {
         let partial = partial_checksum && packet.can_offload();
         if !self.joins(packet.protocol()) {
             return self.start(&packet, partial);
