@@ -17,6 +17,8 @@ mod capture;
 mod cuts;
 #[path = "netns/datagrams.rs"]
 mod datagrams;
+#[path = "netns/delays.rs"]
+mod delays;
 #[path = "netns/denied.rs"]
 mod denied;
 #[path = "netns/foreign.rs"]
