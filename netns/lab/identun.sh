@@ -78,8 +78,9 @@ down() {
   state $NAME
   local p
   while read -r _ p; do kill -9 "$p" 2>/dev/null; done <"$ST/pids"
-  inA "$BIN" down --config "$ST/a.yaml" >/dev/null
-  inB "$BIN" down --config "$ST/b.yaml" >/dev/null
+  # A killed daemon takes its time to go, and `down` refuses while it is attached to the TUN.
+  wait_for 10 inA "$BIN" down --config "$ST/a.yaml" || say "$NAME: host A is not clean: $(inA "$BIN" down --config "$ST/a.yaml" 2>&1)"
+  wait_for 10 inB "$BIN" down --config "$ST/b.yaml" || say "$NAME: host B is not clean: $(inB "$BIN" down --config "$ST/b.yaml" 2>&1)"
   state_stop
 }
 
