@@ -2,7 +2,7 @@
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
 CARGO ?= cargo
 
-.PHONY: demo test check fmt clippy doc unit netns shell deny advisories bench fuzz fix
+.PHONY: demo test check fmt clippy doc unit netns shell deny advisories bench bench-micro bench-gate fuzz fix
 
 ## demo: the main job on real hosts-in-namespaces, every claim checked (about two minutes after the build)
 demo:
@@ -47,9 +47,16 @@ deny:
 advisories:
 	cargo-deny --locked check advisories
 
-## bench: the hot paths; compare only what one run measured
-bench:
+## bench: the same as bench-micro
+bench: bench-micro
+
+## bench-micro: the hot paths, nanoseconds and allocations a packet; compare only what one run measured
+bench-micro:
 	$(CARGO) bench --locked
+
+## bench-gate: instructions a packet against benches/instructions.txt; ACCEPT=1 writes that file
+bench-gate:
+	$(CARGO) bench --locked --quiet --bench gate -- $(if $(ACCEPT),accept,compare $(ONLY))
 
 ## fuzz: a minute each for the loader and for the matcher against its judge, then the bombs against the clock
 fuzz:
