@@ -47,8 +47,9 @@ deny:
 advisories:
 	cargo-deny --locked check advisories
 
-## bench: the same as bench-micro
-bench: bench-micro
+## bench: identun beside the tunnels and proxies that are installed, and the tables of docs/performance.md
+bench:
+	netns/bench.sh $(PEERS)
 
 ## bench-micro: the hot paths, nanoseconds and allocations a packet; compare only what one run measured
 bench-micro:
