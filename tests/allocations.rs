@@ -103,7 +103,6 @@ fn opening_small_packets_allocates_at_most_once_a_packet() {
 }
 
 #[test]
-#[ignore = "the batch of cut datagrams allocates twice a frame"]
 fn sealing_allocates_nothing_in_our_own_code() {
     none_of_our_own("seal-bulk");
     none_of_our_own("seal-udp-64");

@@ -35,13 +35,23 @@ const MAX_SPARE: usize = 48;
 /// Datagrams, prefix `00 context` included, one after the other in one buffer.
 ///
 /// Buffers are used again once every datagram of theirs is gone, so that nothing is allocated in the long run.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct DatagramBatch {
     buffer: BytesMut,
     /// Where each datagram ends.
     ends: Vec<usize>,
     /// Buffers that are full, oldest first.
     spare: VecDeque<BytesMut>,
+}
+
+impl Default for DatagramBatch {
+    fn default() -> Self {
+        Self {
+            buffer: BytesMut::with_capacity(BUFFER),
+            ends: Vec::new(),
+            spare: VecDeque::new(),
+        }
+    }
 }
 
 impl DatagramBatch {
