@@ -113,6 +113,12 @@ pub fn is_complete(segment: &[u8], addresses: &[u8], protocol: u8) -> bool {
         ) == 0xffff
 }
 
+/// Tells whether the header checksum of an IPv4 header is right.
+#[inline]
+pub fn is_ipv4_header(header: &[u8]) -> bool {
+    sum(header) == 0xffff
+}
+
 /// Writes the header checksum of an IPv4 header.
 pub fn put_ipv4_header(header: &mut [u8]) {
     put16(header, 10, 0);

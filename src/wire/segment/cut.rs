@@ -96,12 +96,14 @@ impl Cut<'_> {
 
     /// A segment whose complete checksum is wrong must not get a right one.
     fn may_cut(&self) -> bool {
+        let ip = self.packet.bytes().get(..self.packet.transport_offset());
+        let is_header_right = || self.packet.is_ipv6() || ip.is_some_and(checksum::is_ipv4_header);
         self.partial
             || checksum::is_complete(
                 self.packet.transport(),
                 self.packet.address_bytes(),
                 self.packet.protocol(),
-            )
+            ) && is_header_right()
     }
 
     fn context(&self) -> (bool, [u8; PREFIX_LEN]) {

@@ -216,7 +216,7 @@ enum Growth {
 
 impl<'a> Segment<'a> {
     /// TCP with nothing but ACK, PSH and FIN, or UDP; with payload; without IP options or extensions; with a checksum
-    /// that is partial or right.
+    /// that is partial or right, and one of the IPv4 header that is right.
     fn of(packet: &Packet<'a>, partial: bool) -> Option<Self> {
         let ip_header = if packet.is_ipv6() {
             IPV6_HEADER
@@ -224,6 +224,10 @@ impl<'a> Segment<'a> {
             IPV4_HEADER
         };
         if packet.transport_offset() != ip_header || packet.fragment().is_some() {
+            return None;
+        }
+        // The header of a super-packet is written anew: a wrong checksum would become a right one.
+        if !packet.is_ipv6() && !checksum::is_ipv4_header(packet.bytes().get(..ip_header)?) {
             return None;
         }
         let segment = packet.transport();

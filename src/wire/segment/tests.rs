@@ -448,6 +448,27 @@ fn a_wrong_checksum_passes_alone_and_unchanged() {
 }
 
 #[test]
+fn a_wrong_header_checksum_is_never_made_right() {
+    let mut packets = segments(3, TcpFlags::ACK);
+    for spoilt in [0, 1] {
+        packets[spoilt].0[10] ^= 1;
+        let frames = join(&packets, false);
+        assert_eq!(frames[spoilt], [&[0; 10][..], &packets[spoilt].0].concat());
+        packets[spoilt].0[10] ^= 1;
+    }
+    let mut packet = Tcp {
+        payload: bytes(1460),
+        ..Tcp::default()
+    }
+    .build();
+    packet[10] ^= 1;
+    assert_eq!(
+        cut_packets(&super_packet(&packet, false, None), &LIMITS).unwrap(),
+        [(packet, false)]
+    );
+}
+
+#[test]
 fn a_gap_or_another_header_ends_a_super_packet() {
     let changes: [fn(&mut Tcp); 9] = [
         |tcp| tcp.urgent = 1,
