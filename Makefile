@@ -59,7 +59,7 @@ bench-micro:
 bench-gate:
 	$(CARGO) bench --locked --quiet --bench gate -- $(if $(ACCEPT),accept,compare $(ONLY))
 
-## fuzz: a minute each for the loader and for the matcher against its judge, then the bombs against the clock
+## fuzz: a minute each for the loader, for the matcher and for cut and join against their judges, then the bombs against the clock
 fuzz:
 	fuzz/run.sh
 	IDENTUN_BOMBS_TIMED=1 $(CARGO) test --release --locked --test policy_bombs -- --nocapture
