@@ -2,6 +2,7 @@
 
 mod cut;
 mod join;
+mod split;
 
 use std::collections::VecDeque;
 
@@ -9,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 
 pub use cut::{complete_checksum, cut, cut_parsed};
 pub use join::Joiner;
+pub use split::split;
 
 /// What one tunnel datagram may carry at this moment.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

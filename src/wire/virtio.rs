@@ -7,6 +7,8 @@
 //! A TUN uses the byte order of the machine unless told otherwise; it is read and written as little endian, the order of
 //! every machine that identun is built for.
 
+use std::fmt;
+
 use crate::wire::{
     checksum,
     packet::{Packet, PacketError},
@@ -34,6 +36,16 @@ pub enum GsoKind {
     Tcp6,
     /// UDP datagrams in either (USO).
     Udp,
+}
+
+impl fmt::Display for GsoKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp4 => "TCP over IPv4",
+            Self::Tcp6 => "TCP over IPv6",
+            Self::Udp => "UDP",
+        })
+    }
 }
 
 impl GsoKind {
@@ -153,6 +165,13 @@ impl<'a> SuperPacket<'a> {
         };
         Ok((super_packet, packet))
     }
+}
+
+/// What the header of `frame` says is to be cut; not whether that can be.
+pub fn gso_kind(frame: &[u8]) -> Option<GsoKind> {
+    frame
+        .get(1)
+        .and_then(|gso_type| GsoKind::from_type(gso_type & !GSO_ECN))
 }
 
 /// Tells whether the header of `frame` says that the checksum is partial; not whether that can be.

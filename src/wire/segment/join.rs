@@ -25,7 +25,8 @@ const MAX_POOL: usize = 64;
 /// packet pushed comes out, alone or joined, after [`Joiner::flush`].
 #[derive(Debug)]
 pub struct Joiner {
-    udp_offload: bool,
+    /// What the device takes super-packets of.
+    kinds: Vec<GsoKind>,
     /// Frames in order; those that [`Open`] points at still grow.
     slots: VecDeque<Vec<u8>>,
     /// The number of the first slot: slots are numbered as they begin.
@@ -60,9 +61,11 @@ struct Segment<'a> {
 
 impl Joiner {
     /// A joiner that holds nothing. `udp_offload`: the device takes UDP super-packets (USO).
-    pub const fn new(udp_offload: bool) -> Self {
+    pub fn new(udp_offload: bool) -> Self {
+        let mut kinds = vec![GsoKind::Tcp4, GsoKind::Tcp6];
+        kinds.extend(udp_offload.then_some(GsoKind::Udp));
         Self {
-            udp_offload,
+            kinds,
             slots: VecDeque::new(),
             first: 0,
             open: Vec::new(),
@@ -84,7 +87,7 @@ impl Joiner {
     /// As [`Self::push`], for a packet that is parsed already.
     pub fn push_parsed(&mut self, packet: Packet<'_>, partial_checksum: bool) {
         let partial = partial_checksum && packet.can_offload();
-        if !self.joins(packet.protocol()) {
+        if !self.joins(&packet) {
             return self.start(&packet, partial);
         }
         let segment = Segment::of(&packet, partial);
@@ -129,8 +132,21 @@ impl Joiner {
         true
     }
 
-    const fn joins(&self, protocol: u8) -> bool {
-        protocol == protocol::TCP || (protocol == protocol::UDP && self.udp_offload)
+    /// Joins no packets of `kind` from here on: the device refused a super-packet of it. Open ones end.
+    pub fn stop(&mut self, kind: GsoKind) {
+        self.flush();
+        self.kinds.retain(|taken| *taken != kind);
+    }
+
+    /// Fragments count as what they are pieces of: they end the super-packet of their flow.
+    fn joins(&self, packet: &Packet<'_>) -> bool {
+        let kind = match packet.protocol() {
+            protocol::TCP if packet.is_ipv6() => GsoKind::Tcp6,
+            protocol::TCP => GsoKind::Tcp4,
+            protocol::UDP => GsoKind::Udp,
+            _ => return false,
+        };
+        self.kinds.contains(&kind)
     }
 
     /// Begins a frame with one packet, complete as it is.

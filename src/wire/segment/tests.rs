@@ -674,6 +674,58 @@ fn a_udp_datagram_without_checksum_passes_alone() {
     assert_eq!(frames, vec![[&[0; 10][..], &packet].concat(); 2]);
 }
 
+#[test]
+fn a_joined_frame_is_split_into_what_it_was_joined_of() {
+    for is_ipv6 in [false, true] {
+        let packets: Vec<_> = (0..3_u32)
+            .map(|index| {
+                let tcp = Tcp {
+                    is_ipv6,
+                    sequence: index * 10,
+                    flags: if index == 2 { 0x18 } else { 0x10 },
+                    payload: bytes(10),
+                    ..Tcp::default()
+                };
+                (tcp.build(), false)
+            })
+            .collect();
+        let [frame] = join(&packets, false).try_into().unwrap();
+        let frames = split(&frame);
+        assert_eq!(frames.len(), 3);
+        for (frame, (packet, _)) in frames.iter().zip(&packets) {
+            assert_eq!(frame[..10], [0; 10]);
+            sample::assert_checksums(&frame[10..]);
+            assert_eq!(tcp_of(&frame[10..]), tcp_of(packet));
+        }
+        assert_eq!(
+            split(&frames[0]),
+            Vec::<Vec<u8>>::new(),
+            "nothing to take away"
+        );
+        let partial = join(&[(sample::partial(packets[0].0.clone()), true)], false);
+        assert_eq!(split(&partial[0]), [[&[0; 10][..], &packets[0].0].concat()]);
+    }
+    assert_eq!(split(&[1; 9]), Vec::<Vec<u8>>::new());
+}
+
+#[test]
+fn a_kind_that_the_device_refused_is_joined_no_more_and_others_are() {
+    let mut joiner = Joiner::new(true);
+    joiner.stop(GsoKind::Tcp4);
+    for (packet, partial) in segments(3, TcpFlags::ACK) {
+        joiner.push(&packet, partial);
+    }
+    for _ in 0..2 {
+        joiner.push(&sample::udp(false, [5, 6], &bytes(10)), false);
+    }
+    joiner.flush();
+    let (mut frame, mut kinds) = (Vec::new(), Vec::new());
+    while joiner.poll(&mut frame) {
+        kinds.push(crate::wire::virtio::gso_kind(&frame));
+    }
+    assert_eq!(kinds, [None, None, None, Some(GsoKind::Udp)]);
+}
+
 fn flags() -> impl Strategy<Value = u8> {
     prop::sample::select(vec![
         0x10_u8, 0x18, 0x11, 0x19, 0x90, 0x50, 0x04, 0x02, 0x12, 0x98,
