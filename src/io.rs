@@ -8,6 +8,7 @@ mod poller;
 mod receive;
 mod run;
 mod underlay;
+mod write;
 
 use std::{
     io,

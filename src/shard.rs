@@ -31,7 +31,7 @@ use crate::{
         mss::clamp_mss,
         packet::Packet,
         segment::{DatagramBatch, Joiner, cut_parsed},
-        virtio::{SuperPacket, VIRTIO_HEADER_LEN},
+        virtio::{GsoKind, SuperPacket, VIRTIO_HEADER_LEN},
     },
 };
 
@@ -229,6 +229,11 @@ impl Shard {
         buf.resize(VIRTIO_HEADER_LEN, 0);
         buf.extend_from_slice(&packet);
         true
+    }
+
+    /// Takes notice that the device refused a super-packet of `kind`: packets of that kind are joined no more.
+    pub fn handle_refused_offload(&mut self, kind: GsoKind) {
+        self.joiner.stop(kind);
     }
 
     /// When [`Self::handle_timeout`] is due.

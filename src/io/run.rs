@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     error::Error,
-    io, iter,
+    io, iter, mem,
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
@@ -20,10 +20,14 @@ use crate::{
         Command, ReceivePool, Underlay,
         counts::{Counters, count},
         poller::{Poller, Ready},
+        write::{Written, write_frame},
     },
     shard::{Event, Shard},
     tunnel::Transmit,
-    wire::DropReason,
+    wire::{
+        DropReason,
+        virtio::{GsoKind, gso_kind},
+    },
 };
 
 /// What is read from the device in one turn: small packets by the hundred, as each turn has a price of its own, but no more
@@ -80,6 +84,8 @@ pub(super) struct Runner<D> {
     outgoing: Outgoing,
     loops: LoopGuard,
     stop_by: Option<Instant>,
+    /// That the device refuses offloads was logged.
+    told_refusal: bool,
 }
 
 impl<D: PacketDevice> Runner<D> {
@@ -113,6 +119,7 @@ impl<D: PacketDevice> Runner<D> {
             outgoing: Outgoing::default(),
             loops: LoopGuard::default(),
             stop_by: None,
+            told_refusal: false,
         })
     }
 
@@ -225,19 +232,53 @@ impl<D: PacketDevice> Runner<D> {
 
     /// Writes what the shard delivers; the frames that wait go first.
     fn write_device(&mut self) {
-        let counters = &self.channels.counters;
-        while let Some(frame) = self.backlog.first() {
-            if !write_frame(&mut self.device, frame, counters) {
-                break;
-            }
-            self.backlog.remove_first();
-        }
+        self.write_backlog();
         while self.shard.poll_device(&mut self.delivery) {
-            let waits = !self.backlog.is_empty()
-                || !write_frame(&mut self.device, &self.delivery, counters);
-            if waits && !self.backlog.push(&self.delivery) {
-                count(&counters.backlog_dropped);
+            let counters = &self.channels.counters;
+            let written = if self.backlog.is_empty() {
+                write_frame(&mut self.device, &self.delivery, counters)
+            } else {
+                Written::Waits
+            };
+            match written {
+                Written::Done => {}
+                Written::Waits if self.backlog.push(&self.delivery) => {}
+                Written::Waits => count(&counters.backlog_dropped),
+                Written::Split(packets) => {
+                    self.backlog.put_first(packets);
+                    self.refused(gso_kind(&self.delivery));
+                    self.write_backlog();
+                }
             }
+        }
+    }
+
+    fn write_backlog(&mut self) {
+        while let Some(frame) = self.backlog.first() {
+            match write_frame(&mut self.device, frame, &self.channels.counters) {
+                Written::Done => self.backlog.remove_first(),
+                Written::Waits => return,
+                Written::Split(packets) => {
+                    let kind = gso_kind(frame);
+                    self.backlog.remove_first();
+                    self.backlog.put_first(packets);
+                    self.refused(kind);
+                }
+            }
+        }
+    }
+
+    /// The device refused the offloads of a frame: no more of that kind are made.
+    fn refused(&mut self, kind: Option<GsoKind>) {
+        if let Some(kind) = kind {
+            self.shard.handle_refused_offload(kind);
+        }
+        if !mem::replace(&mut self.told_refusal, true) {
+            tracing::warn!(
+                kind = kind.map(tracing::field::display),
+                "the TUN refused an offload that it had granted; its packets are written one by one from here on, which \
+                 costs more CPU"
+            );
         }
     }
 
@@ -321,21 +362,6 @@ fn with_causes(error: &dyn Error) -> String {
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// Writes one frame. `false` when the device takes none at this moment; a frame that it refuses is counted and gone.
-fn write_frame(device: &mut impl PacketDevice, frame: &[u8], counters: &Counters) -> bool {
-    loop {
-        match device.write(frame) {
-            Ok(()) => return true,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => {
-                count(&counters.device_refused);
-                return true;
-            }
-        }
-    }
-}
-
 /// Frames that wait for the device, at most [`MAX_BACKLOG`] bytes.
 #[derive(Debug, Default)]
 struct Backlog {
@@ -355,6 +381,14 @@ impl Backlog {
     fn remove_first(&mut self) {
         if let Some(frame) = self.frames.pop_front() {
             self.bytes -= frame.len();
+        }
+    }
+
+    /// Puts the packets of one frame before all others. They are about as long as the frame was.
+    fn put_first(&mut self, frames: Vec<Vec<u8>>) {
+        for frame in frames.into_iter().rev() {
+            self.bytes += frame.len();
+            self.frames.push_front(frame);
         }
     }
 
@@ -462,7 +496,6 @@ fn system_clocks() -> (Instant, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::memory::MemoryDevice;
 
     #[test]
     fn the_backlog_is_bounded_in_bytes_and_keeps_the_order() {
@@ -477,6 +510,13 @@ mod tests {
             backlog.remove_first();
         }
         assert!(backlog.is_empty());
+        assert_eq!(backlog.bytes, 0);
+        backlog.push(b"later");
+        backlog.put_first(vec![b"first".to_vec(), b"then".to_vec()]);
+        for expected in ["first", "then", "later"] {
+            assert_eq!(backlog.first(), Some(expected.as_bytes()));
+            backlog.remove_first();
+        }
         assert_eq!(backlog.bytes, 0);
     }
 
@@ -493,16 +533,5 @@ mod tests {
             sparse.note(start + number * (LOOP_WINDOW / 2));
             assert!(!sparse.is_proven());
         }
-    }
-
-    #[test]
-    fn a_frame_that_the_device_refuses_is_counted_and_a_full_device_is_waited_for() {
-        let (mut near, _far) = MemoryDevice::pair().unwrap();
-        let counters = Counters::default();
-        assert!(write_frame(&mut near, &vec![0; MAX_FRAME + 1], &counters));
-        assert_eq!(counters.read().device_refused, 1);
-        let frame = vec![0; MAX_FRAME];
-        assert!((0..1_000).any(|_| !write_frame(&mut near, &frame, &counters)));
-        assert_eq!(counters.read().device_refused, 1);
     }
 }
