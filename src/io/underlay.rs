@@ -1,7 +1,7 @@
 //! The UDP socket that carries the tunnels: one for IPv4 and IPv6, with GSO, GRO, ECN, packet info and the bypass mark.
 
 use std::{
-    io,
+    io, mem,
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     os::fd::{AsFd, BorrowedFd},
     time::{Duration, Instant},
@@ -47,6 +47,8 @@ pub struct Underlay {
     /// The socket's family is IPv6, and IPv4 addresses are written as `::ffff:a.b.c.d`.
     ipv6: bool,
     gso_paused_until: Option<Instant>,
+    /// That the kernel refused a batch was logged.
+    told_refusal: bool,
 }
 
 /// Why an [`Underlay`] could not be opened.
@@ -123,11 +125,17 @@ impl Underlay {
         })?;
         let socket = UdpSocket::from(socket);
         let state = UdpSocketState::new(UdpSockRef::from(&socket)).map_err(configure)?;
+        if state.gro_segments() <= 1 {
+            tracing::info!(
+                "this kernel does not join received datagrams (UDP GRO); they are read one by one, which costs more CPU"
+            );
+        }
         Ok(Self {
             socket,
             state,
             ipv6,
             gso_paused_until: None,
+            told_refusal: false,
         })
     }
 
@@ -215,7 +223,7 @@ impl Underlay {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(offset),
                 Err(error) if length > segment && is_gso_refusal(&error) => {
                     count(&counters.gso_refused);
-                    self.gso_paused_until = Some(now + GSO_PAUSE);
+                    self.pause_gso(&error, now);
                 }
                 Err(error) => {
                     if Errno::from_io_error(&error) != Some(Errno::MSGSIZE) {
@@ -226,6 +234,17 @@ impl Underlay {
             }
         }
         Ok(())
+    }
+
+    fn pause_gso(&mut self, error: &io::Error, now: Instant) {
+        self.gso_paused_until = Some(now + GSO_PAUSE);
+        if !mem::replace(&mut self.told_refusal, true) {
+            tracing::warn!(
+                error = %error,
+                "the kernel refused to segment a batch of tunnel datagrams (UDP GSO); while it does, they are sent one by \
+                 one, which costs more CPU"
+            );
+        }
     }
 
     fn send_batch(&self, transmit: &Transmit, segment: usize, contents: &[u8]) -> io::Result<()> {
