@@ -249,6 +249,11 @@ async fn establish(
     })
     .with_context(|| format!("cannot open the TUN {}", host.tun_name))?;
     added.tun = true;
+    if !tun.udp_offload() {
+        tracing::info!(
+            "this kernel's TUN takes no UDP super-packets (USO, Linux 6.2); UDP is not joined, which costs more CPU"
+        );
+    }
     host::install_routes(host)
         .await
         .context("cannot install routes")?;
