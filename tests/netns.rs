@@ -33,6 +33,8 @@ mod leaks;
 mod life;
 #[path = "netns/mesh.rs"]
 mod mesh;
+#[path = "netns/offloads.rs"]
+mod offloads;
 #[path = "netns/outcomes.rs"]
 mod outcomes;
 #[path = "netns/refusals.rs"]
@@ -43,6 +45,12 @@ mod reload;
 mod repair;
 #[path = "netns/rig.rs"]
 mod rig;
+#[path = "segment/all.rs"]
+#[expect(
+    dead_code,
+    reason = "the judge of cut and join has tests of its own, and not all of it is needed here"
+)]
+mod segment;
 #[path = "netns/tighten.rs"]
 mod tighten;
 #[path = "netns/traffic.rs"]

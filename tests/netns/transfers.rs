@@ -39,6 +39,7 @@ fn a_gigabyte_a_tls_session_a_thousand_requests_and_udp_of_every_size_arrive_int
             let daemons = (rig.start("server"), rig.start("client"));
             let capture = Capture::start();
             gigabyte(&rig);
+            crate::offloads::assert_none_refused(&rig, &["client", "server"]);
             requests(&rig);
             tls_session(&rig);
             udp_sizes(&rig);
