@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use identun::wire::{
-    checksum::put_partial,
+    checksum::{put_ipv4_header, put_partial},
     packet::Packet,
     protocol,
     segment::complete_checksum,
@@ -82,11 +82,12 @@ fn ip(way: Way, protocol: u8, flow: u16) -> Vec<u8> {
     packet
 }
 
-/// Payload, length and checksum.
+/// Payload, length and checksums.
 fn finish(mut packet: Vec<u8>, payload: usize) -> Vec<u8> {
     packet.extend((0..payload).map(|at| at.to_le_bytes()[0]));
     let len = u16::try_from(packet.len()).unwrap();
     packet[2..4].copy_from_slice(&len.to_be_bytes());
+    put_ipv4_header(&mut packet[..20]);
     complete_checksum(&mut packet).unwrap();
     packet
 }
