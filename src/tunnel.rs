@@ -57,6 +57,7 @@ pub use api::{
     Revoker, Transmit, TunnelEvent, TunnelSettings, TunnelSnapshot, TunnelState, UnderlayDatagram,
 };
 pub use congestion::Congestion;
+pub use connection_id::{CONNECTION_ID_LEN, LONG_HEADER, LONG_ID_AT, SHORT_ID_AT, shard_octet};
 pub use error::{DialError, TunnelSetupError, close_code};
 
 /// Events that wait to be polled.

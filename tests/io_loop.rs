@@ -163,6 +163,7 @@ fn end(account: &str, underlay: Underlay, policy: &str, ca: &Ca, clock: &WallClo
         token_key: [seed; 32],
         clock: clock.clone(),
         max_udp_payload: 1_472,
+        lane: 0,
         max_incoming: 64,
         retry_above: 32,
         congestion: Congestion::default(),

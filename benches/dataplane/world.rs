@@ -284,6 +284,7 @@ impl Setup {
             local: id(local),
             peer: id(peer),
             gateway: underlay(number),
+            lane: 0,
         }
     }
 
@@ -303,6 +304,7 @@ impl Setup {
             token_key: [number; 32],
             clock: self.clock.clone(),
             max_udp_payload: UDP_PAYLOAD,
+            lane: 0,
             max_incoming: 64,
             retry_above: 32,
             congestion: Congestion::default(),

@@ -477,6 +477,7 @@ mod tests {
             local: "spiffe://td/ns/default/sa/a".parse().unwrap(),
             peer: "spiffe://td/ns/default/sa/b".parse().unwrap(),
             gateway: "192.0.2.1:15008".parse().unwrap(),
+            lane: 0,
         }
     }
 

@@ -267,6 +267,7 @@ async fn establish(
             token_key: secrets.token_key,
             clock: clock.clone(),
             max_udp_payload: underlay_mtu.saturating_sub(SMALLEST_OUTER),
+            lane: 0,
             max_incoming: settings.limits.incoming_handshakes,
             retry_above: settings.limits.retry_above,
             congestion: settings.congestion,

@@ -227,6 +227,7 @@ mod tests {
                     local: "spiffe://td/a".parse().unwrap(),
                     peer: "spiffe://td/b".parse().unwrap(),
                     gateway: ([192, 0, 2, 1], port).into(),
+                    lane: 0,
                 })
             })
             .collect();

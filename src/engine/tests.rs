@@ -196,6 +196,7 @@ impl Rig {
             local: id("a"),
             peer: id(peer),
             gateway: (address(gateway), 15_008).into(),
+            lane: 0,
         })
     }
 

@@ -259,6 +259,7 @@ impl Compiled {
                     local: local.clone(),
                     peer: peer.into_owned(),
                     gateway,
+                    lane: 0,
                 },
                 why,
             },
@@ -302,6 +303,7 @@ impl Compiled {
                 local: local.clone(),
                 peer: peer.clone(),
                 gateway,
+                lane: 0,
             },
             why: mode_why(server, "a reply to a workload of the mesh"),
         }

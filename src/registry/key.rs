@@ -13,11 +13,26 @@ pub struct TunnelKey {
     pub peer: SpiffeId,
     /// Where the peer's daemon is reached: underlay address and UDP port.
     pub gateway: SocketAddr,
+    /// Which of several tunnels between the two: the number of the shard that dials it. A host with one shard has
+    /// lane 0 alone.
+    pub lane: u8,
+}
+
+impl TunnelKey {
+    /// The same two, by the tunnel of another lane.
+    #[must_use]
+    pub fn with_lane(self, lane: u8) -> Self {
+        Self { lane, ..self }
+    }
 }
 
 impl fmt::Display for TunnelKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} -> {} at {}", self.local, self.peer, self.gateway)
+        write!(f, "{} -> {} at {}", self.local, self.peer, self.gateway)?;
+        match self.lane {
+            0 => Ok(()),
+            lane => write!(f, " lane {lane}"),
+        }
     }
 }
 
@@ -78,6 +93,7 @@ mod tests {
             local: "spiffe://td/a".parse().unwrap(),
             peer: "spiffe://td/b".parse().unwrap(),
             gateway: SocketAddr::from(([192, 0, 2, 1], port)),
+            lane: 0,
         };
         let mut table = KeyTable::default();
         let first = table.id(&key(1));
@@ -85,5 +101,20 @@ mod tests {
         assert_eq!(table.id(&key(1)), first);
         assert_eq!(table.key(first), Some(&key(1)));
         assert_eq!(table.iter().count(), 2);
+    }
+
+    #[test]
+    fn lanes_are_tunnels_of_their_own_and_the_first_is_not_shown() {
+        let key = TunnelKey {
+            local: "spiffe://td/a".parse().unwrap(),
+            peer: "spiffe://td/b".parse().unwrap(),
+            gateway: SocketAddr::from(([192, 0, 2, 1], 1)),
+            lane: 0,
+        };
+        let mut table = KeyTable::default();
+        assert_ne!(table.id(&key), table.id(&key.clone().with_lane(2)));
+        let text = "spiffe://td/a -> spiffe://td/b at 192.0.2.1:1";
+        assert_eq!(key.to_string(), text);
+        assert_eq!(key.with_lane(2).to_string(), format!("{text} lane 2"));
     }
 }

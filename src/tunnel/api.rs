@@ -19,6 +19,8 @@ use crate::{
 /// Secrets that outlive the process (state folder), and bounds.
 #[derive(Clone)]
 pub struct TunnelSettings {
+    /// The number of this shard. It stands in its connection IDs, and is the lane of the tunnels that it dials.
+    pub lane: u8,
     /// Seeds everything random that is not a secret of TLS; the same seed gives the same decisions. Each start of a
     /// daemon takes another one.
     pub rng_seed: [u8; 32],
@@ -182,6 +184,8 @@ pub struct TunnelSnapshot {
     pub peer: SpiffeId,
     /// Where the peer's daemon is dialled.
     pub gateway: SocketAddr,
+    /// The shard that dials it, here or there.
+    pub lane: u8,
     /// Where packets go at this moment.
     pub remote: Option<SocketAddr>,
     /// What the tunnel can do for a packet.

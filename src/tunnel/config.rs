@@ -142,10 +142,10 @@ impl Configs {
 fn endpoint(settings: &TunnelSettings) -> EndpointConfig {
     let reset_key = hmac::Key::new(hmac::HMAC_SHA256, &settings.reset_key);
     let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
-    let (key, seed) = (settings.connection_id_key, settings.rng_seed);
+    let (lane, key, seed) = (settings.lane, settings.connection_id_key, settings.rng_seed);
     endpoint
         .cid_generator(move || -> Box<dyn ConnectionIdGenerator> {
-            Box::new(CheckedConnectionIds::new(&key, &seed))
+            Box::new(CheckedConnectionIds::new(lane, &key, &seed))
         })
         .rng_seed(Some(settings.rng_seed))
         .supported_versions(vec![QUIC_V1])

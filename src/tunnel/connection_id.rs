@@ -15,22 +15,28 @@ use quinn_proto::{ConnectionId, ConnectionIdGenerator, InvalidCid};
 use crate::tunnel::random::Random;
 
 /// Length of every connection ID that we issue, in bytes.
-pub(super) const CONNECTION_ID_LEN: usize = 8;
+pub const CONNECTION_ID_LEN: usize = 8;
+/// The header form bit (RFC 8999 §5).
+pub const LONG_HEADER: u8 = 0x80;
+/// Where the destination connection ID of a short header begins (RFC 8999 §5.2).
+pub const SHORT_ID_AT: usize = 1;
+/// Where that of a long header begins, behind its length (RFC 8999 §5.1).
+pub const LONG_ID_AT: usize = 6;
 const NONCE_LEN: usize = 5;
 const CHECK_LEN: usize = CONNECTION_ID_LEN - NONCE_LEN;
-/// One process runs one shard.
-const SHARD: u8 = 0;
 
 /// Generates and recognises connection IDs.
 pub(super) struct CheckedConnectionIds {
+    shard: u8,
     key: hmac::Key,
     random: Random,
 }
 
 impl CheckedConnectionIds {
     /// `key` outlives the process; `seed` should not, or IDs repeat.
-    pub(super) fn new(key: &[u8; 32], seed: &[u8; 32]) -> Self {
+    pub(super) fn new(shard: u8, key: &[u8; 32], seed: &[u8; 32]) -> Self {
         Self {
+            shard,
             key: hmac::Key::new(hmac::HMAC_SHA256, key),
             random: Random::new(seed, "connection-id"),
         }
@@ -45,10 +51,26 @@ impl CheckedConnectionIds {
     }
 }
 
+/// Which shard a UDP payload is for: the octet that stands where our connection IDs have the shard's number. `None` where
+/// none of ours can stand.
+///
+/// A dialler's first packets have a connection ID of its own choice, whose first octet is the lane (wire.md §3.2) when it
+/// is one of us and random when it is not: either spreads dials over the shards, and all packets of one dial alike.
+/// The octet may be any number, also that of a shard that a predecessor had; who uses it takes it modulo what there is.
+pub fn shard_octet(payload: &[u8]) -> Option<u8> {
+    let long = payload.first()? & LONG_HEADER != 0;
+    if !long {
+        return payload.get(SHORT_ID_AT).copied();
+    }
+    let len = payload.get(LONG_ID_AT - 1)?;
+    let octet = payload.get(LONG_ID_AT)?;
+    (usize::from(*len) >= CONNECTION_ID_LEN).then_some(*octet)
+}
+
 impl ConnectionIdGenerator for CheckedConnectionIds {
     fn generate_cid(&mut self) -> ConnectionId {
         let [a, b, c, d] = self.random.bytes();
-        let nonce = [SHARD, a, b, c, d];
+        let nonce = [self.shard, a, b, c, d];
         let mut id = Vec::from(nonce);
         id.extend_from_slice(&self.check(&nonce));
         ConnectionId::new(&id)
@@ -74,14 +96,27 @@ mod tests {
 
     #[test]
     fn ids_are_recognised_by_the_next_process_with_the_same_key() {
-        let mut before = CheckedConnectionIds::new(&[1; 32], &[2; 32]);
-        let after = CheckedConnectionIds::new(&[1; 32], &[3; 32]);
-        let foreign = CheckedConnectionIds::new(&[4; 32], &[2; 32]);
+        let mut before = CheckedConnectionIds::new(0, &[1; 32], &[2; 32]);
+        let mut after = CheckedConnectionIds::new(3, &[1; 32], &[3; 32]);
+        let foreign = CheckedConnectionIds::new(0, &[4; 32], &[2; 32]);
         let id = before.generate_cid();
         assert_eq!(id.len(), CONNECTION_ID_LEN);
         assert!(after.validate(&id).is_ok());
         assert!(foreign.validate(&id).is_err());
         assert!(after.validate(&ConnectionId::new(&id[..7])).is_err());
         assert_ne!(before.generate_cid(), id);
+        assert_eq!((id[0], after.generate_cid()[0]), (0, 3));
+    }
+
+    #[test]
+    fn the_octet_is_found_in_either_header_and_nowhere_else() {
+        assert_eq!(shard_octet(&[0x40, 7, 1, 2]), Some(7));
+        let long = |len| [0xc0, 0, 0, 0, 1, len, 9, 1, 2, 3];
+        for (len, octet) in [(8, Some(9)), (20, Some(9)), (7, None), (0, None)] {
+            assert_eq!(shard_octet(&long(len)), octet, "{len}");
+        }
+        for short in [&[][..], &[0x40], &[0xc0, 0, 0, 0, 1, 8]] {
+            assert_eq!(shard_octet(short), None);
+        }
     }
 }

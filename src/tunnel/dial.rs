@@ -40,7 +40,8 @@ impl Tunnels {
         let Some(key) = self.tunnels.get(&id).map(|tunnel| tunnel.key.clone()) else {
             return;
         };
-        if self.draining.is_some() {
+        // A lane of the peer's is the peer's to dial: two shards that dial one lane would supersede each other for ever.
+        if self.draining.is_some() || key.lane != self.settings.lane {
             return;
         }
         match self.connect(&key, now) {
@@ -69,9 +70,13 @@ impl Tunnels {
         let (tls, report) = tls::client_config(&self.identities, own, &key.peer, clock)
             .map_err(|error| DialError::unreachable(&error.to_string()))?;
         let large = LargePackets::default();
+        // The peer's shard of the same number takes it, where there is one: both ends then share the session.
+        let mut first_id: [u8; 16] = self.random.bytes();
+        let [first, ..] = &mut first_id;
+        *first = key.lane;
         let config = self
             .configs
-            .client(tls, &report, &large, self.random.bytes())
+            .client(tls, &report, &large, first_id)
             .map_err(|error| DialError::unreachable(&error.to_string()))?;
         let own_not_after = own.svid.not_after;
         let (handle, connection) = self

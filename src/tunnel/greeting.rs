@@ -64,7 +64,7 @@ impl Tunnels {
         }
         let hello = Capsule::Hello(Hello {
             version: VERSION,
-            flags: PeerFlags::ALL,
+            flags: PeerFlags::ALL.with_lane(self.settings.lane),
             source: key.local.clone(),
             destination: key.peer.clone(),
         });
@@ -136,6 +136,7 @@ impl Tunnels {
                 if version == VERSION =>
             {
                 session.flags = flags.and(PeerFlags::ALL);
+                session.remote_lane = flags.lane();
                 self.handle_up(handle, id, now);
             }
             (Stage::Greeting, true, Capsule::Refused { code, reason }, _) => {
@@ -176,6 +177,7 @@ impl Tunnels {
         };
         let judged = self.judge(session, hello);
         let reveals = self.reveals(session);
+        let lane = self.settings.lane;
         let Some(session) = self.links.session_mut(handle) else {
             return;
         };
@@ -184,9 +186,10 @@ impl Tunnels {
                 let id = keys.id(&key);
                 session.tunnel = Some(id);
                 session.flags = hello.flags.and(PeerFlags::ALL);
+                session.remote_lane = hello.flags.lane();
                 session.control.send(&Capsule::Ready {
                     version: VERSION,
-                    flags: session.flags,
+                    flags: session.flags.with_lane(lane),
                 });
                 self.tunnels.entry(id).or_insert_with(|| Tunnel::new(key));
                 self.handle_up(handle, id, now);
@@ -241,6 +244,7 @@ impl Tunnels {
             local: local.clone(),
             peer: peer.clone(),
             gateway,
+            lane: hello.flags.lane(),
         })
     }
 
@@ -278,14 +282,14 @@ impl Tunnels {
         }
     }
 
-    /// A newer session takes over. Simultaneous dials, which go in opposite directions and began before either was up,
-    /// both stay until one is idle.
+    /// A newer session takes over one with the same shard of the peer. Simultaneous dials, which go in opposite directions
+    /// and began before either was up, both stay until one is idle.
     fn supersede(&mut self, newer: ConnectionHandle, id: TunnelId, now: Instant) {
         let (Some(tunnel), Some(session)) = (self.tunnels.get(&id), self.links.session(newer))
         else {
             return;
         };
-        let (born, dialled) = (session.born, session.dialled);
+        let (born, dialled, remote_lane) = (session.born, session.dialled, session.remote_lane);
         let older = tunnel.up.clone();
         let crowd = older.len().saturating_sub(MAX_SESSIONS - 1);
         for (index, &handle) in older.iter().enumerate() {
@@ -297,7 +301,7 @@ impl Tunnels {
             let (code, reason) = (close_code::SUPERSEDED, "superseded by a newer session");
             if index < crowd {
                 self.end(handle, Ending::new(code, reason), now);
-            } else if !simultaneous {
+            } else if !simultaneous && session.remote_lane == remote_lane {
                 session.plan_close(SUPERSEDED_LINGER, code, reason, now);
                 self.links.refresh(handle, now);
             }

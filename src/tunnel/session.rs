@@ -81,6 +81,8 @@ pub(super) struct Session {
     pub(super) control: Control,
     /// What both ends can do.
     pub(super) flags: PeerFlags,
+    /// The shard of the peer that it leads to.
+    pub(super) remote_lane: u8,
     pub(super) born: Instant,
     pub(super) up_at: Option<Instant>,
     /// Last inner packet, either way.
@@ -129,6 +131,7 @@ impl Session {
             own_not_after: u64::MAX,
             control: Control::new(now),
             flags: PeerFlags::default(),
+            remote_lane: 0,
             born: now,
             up_at: None,
             last_inner: now,

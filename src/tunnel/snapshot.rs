@@ -26,6 +26,7 @@ impl Tunnels {
             local: tunnel.key.local.clone(),
             peer: tunnel.key.peer.clone(),
             gateway: tunnel.key.gateway,
+            lane: tunnel.key.lane,
             remote: session.map(|session| session.remote()),
             state: tunnel.state(),
             dialled: session.map(|session| session.dialled),

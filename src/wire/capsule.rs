@@ -35,20 +35,38 @@ const REFUSED: u64 = 0x1d02;
 const FLOW_REFUSED: u64 = 0x1d03;
 const DRAIN: u64 = 0x1d04;
 
-/// HELLO / READY flags: 0x1 FRAGMENT, 0x2 PARTIAL_CHECKSUM; others ignored.
+/// HELLO / READY flags: 0x1 FRAGMENT, 0x2 PARTIAL_CHECKSUM, bits 8..16 the sender's lane; others ignored.
+///
+/// A host of several cores has several sessions with one peer, one for each of its shards. The lane is the number of
+/// the shard that speaks: the dialler's in HELLO, the acceptor's in READY. Whoever does not know lanes ignores the bits
+/// and sends 0, which is the lane of a host with one shard.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct PeerFlags(u64);
 
 impl PeerFlags {
     const FRAGMENT: u64 = 1;
     const PARTIAL_CHECKSUM: u64 = 2;
+    const LANE_SHIFT: u32 = 8;
+    const LANE: u64 = 0xff << Self::LANE_SHIFT;
 
     /// Everything this version can do.
     pub const ALL: Self = Self(Self::FRAGMENT | Self::PARTIAL_CHECKSUM);
 
     /// The known ones of `bits`.
     pub const fn from_bits(bits: u64) -> Self {
-        Self(bits & Self::ALL.0)
+        Self(bits & (Self::ALL.0 | Self::LANE))
+    }
+
+    /// The same, said by shard `lane`.
+    #[must_use]
+    pub const fn with_lane(self, lane: u8) -> Self {
+        Self((self.0 & !Self::LANE) | ((lane as u64) << Self::LANE_SHIFT))
+    }
+
+    /// Which of the sender's shards speaks.
+    pub const fn lane(self) -> u8 {
+        let [_, lane, ..] = self.0.to_le_bytes();
+        lane
     }
 
     /// As they are written.
@@ -56,10 +74,10 @@ impl PeerFlags {
         self.0
     }
 
-    /// What both can do.
+    /// What both can do, of no lane.
     #[must_use]
     pub const fn and(self, other: Self) -> Self {
-        Self(self.0 & other.0)
+        Self(self.0 & other.0 & Self::ALL.0)
     }
 
     /// FRAGMENT datagrams (context 2) are taken.

@@ -216,6 +216,7 @@ impl World {
             token_key: [seed; 32],
             clock: self.clock.clone(),
             max_udp_payload: 1472,
+            lane: 0,
             max_incoming: 64,
             retry_above: 32,
             congestion: Congestion::default(),

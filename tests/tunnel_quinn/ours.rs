@@ -87,6 +87,7 @@ impl Ours {
             token_key: [4; 32],
             clock: clock(),
             max_udp_payload: 1_472,
+            lane: 0,
             max_incoming: 64,
             retry_above: 32,
             congestion: Congestion::default(),
@@ -122,6 +123,7 @@ impl Ours {
             local: id("alice"),
             peer: id(peer),
             gateway,
+            lane: 0,
         };
         self.commands.send(Command::Open(key)).unwrap();
     }

@@ -71,6 +71,7 @@ fn opened(tuple: FiveTuple, opener: Opener) -> Event {
         local: "spiffe://cluster.local/ns/default/sa/own".parse().unwrap(),
         peer: "spiffe://cluster.local/ns/default/sa/far".parse().unwrap(),
         gateway: "10.0.0.2:15008".parse().unwrap(),
+        lane: 0,
     });
     Event::Engine(EngineEvent::FlowOpened {
         tuple,

@@ -135,6 +135,7 @@ impl World {
             token_key: [own; 32],
             clock: self.clock.clone(),
             max_udp_payload: 1_472,
+            lane: 0,
             max_incoming: 64,
             retry_above: 32,
             congestion: Congestion::default(),
@@ -191,6 +192,7 @@ impl World {
             local: id(NAMES[host]),
             peer: id(NAMES[peer]),
             gateway: address(peer),
+            lane: 0,
         }
     }
 

@@ -281,8 +281,23 @@ fn unknown_codes_are_the_cautious_ones() {
 
 #[test]
 fn unknown_flags_are_ignored() {
-    assert_eq!(PeerFlags::from_bits(u64::MAX), PeerFlags::ALL);
+    let known = PeerFlags::ALL.with_lane(0xff);
+    assert_eq!(PeerFlags::from_bits(u64::MAX), known);
     assert_eq!(PeerFlags::ALL.and(PeerFlags::from_bits(2)).bits(), 2);
+}
+
+#[test]
+fn the_lane_crosses_beside_the_flags_and_is_no_part_of_what_both_can_do() {
+    for lane in [0, 1, 200, u8::MAX] {
+        let flags = PeerFlags::ALL.with_lane(3).with_lane(lane);
+        let capsule = Capsule::Ready {
+            version: VERSION,
+            flags,
+        };
+        assert_eq!(read(&encoded(&capsule)).unwrap(), [capsule]);
+        assert_eq!((flags.lane(), flags.fragment()), (lane, true));
+        assert_eq!(flags.and(PeerFlags::ALL), PeerFlags::ALL);
+    }
 }
 
 #[test]
