@@ -4,6 +4,7 @@
 //! policy. Knows tunnels only by number; never does IO, never asks the time, never sends anything itself.
 
 pub mod answer;
+pub mod directory;
 pub mod flows;
 pub mod pending;
 pub mod verdict;
@@ -24,15 +25,19 @@ use std::{
 use crate::{
     policy::{Compiled, Why},
     registry::{KeyTable, TunnelId, TunnelKey},
-    wire::{DropCounts, DropReason, capsule::FlowRefusedCode, ip_fragments::IpFragments},
+    wire::{
+        DropCounts, DropReason, FiveTuple, capsule::FlowRefusedCode, ip_fragments::IpFragments,
+    },
 };
 
 pub use answer::{AnswerKind, Answers, AnswersByTunnel};
+pub use directory::{FlowDirectory, Seat};
 pub use flows::{Flow, FlowLimits, FlowTable, Opener};
 pub use pending::{Pending, PendingLimits};
 pub use verdict::{Direction, Egress, EngineEvent, Ingress};
 
 use cuts::CutFlows;
+use directory::Pair;
 use revisit::Revisits;
 
 /// Bounds and time-outs of an [`Engine`], and what it may tell.
@@ -60,6 +65,12 @@ impl Default for EngineLimits {
 #[derive(Debug)]
 pub struct Engine {
     policy: Arc<Compiled>,
+    /// Which lane flows are sent by: the number of this shard.
+    lane: u8,
+    /// The flows of the host's other shards, where there are any.
+    seat: Option<Seat>,
+    /// Flows that this shard took over, and from which.
+    releases: VecDeque<(u8, FiveTuple)>,
     flows: FlowTable,
     cuts: CutFlows,
     revisits: Revisits,
@@ -82,6 +93,9 @@ impl Engine {
     pub fn new(policy: Arc<Compiled>, limits: EngineLimits) -> Self {
         Self {
             policy,
+            lane: 0,
+            seat: None,
+            releases: VecDeque::new(),
             flows: FlowTable::new(limits.flows),
             cuts: CutFlows::default(),
             revisits: Revisits::default(),
@@ -94,6 +108,12 @@ impl Engine {
             drops: DropCounts::default(),
             events: VecDeque::new(),
         }
+    }
+
+    /// The engine of one of several shards.
+    #[must_use]
+    pub fn with_seat(self, lane: u8, seat: Option<Seat>) -> Self {
+        Self { lane, seat, ..self }
     }
 
     /// Replaces the policy. Each flow is decided again at its next packet or in [`Self::handle_timeout`], whichever comes
@@ -138,6 +158,7 @@ impl Engine {
         self.advance_revisits(now, keys);
         self.cuts.expire(now);
         while let Some((tuple, flow)) = self.flows.expire(now) {
+            self.leave(&tuple);
             self.push_event(EngineEvent::FlowClosed {
                 tuple,
                 summary: flow.summary(),
@@ -176,6 +197,7 @@ impl Engine {
     /// The next event for the control plane.
     pub fn poll_event(&mut self) -> Option<EngineEvent> {
         if let Some((tuple, summary)) = self.flows.poll_evicted() {
+            self.leave(&tuple);
             return Some(EngineEvent::FlowClosed { tuple, summary });
         }
         self.events.pop_front()
@@ -184,6 +206,46 @@ impl Engine {
     /// The next tunnel that gained its first flow (`true`) or lost its last (`false`).
     pub fn poll_live(&mut self) -> Option<(TunnelId, bool)> {
         self.flows.poll_live()
+    }
+
+    /// The next flow that this shard took over, and the shard that may forget it.
+    pub fn poll_release(&mut self) -> Option<(u8, FiveTuple)> {
+        self.releases.pop_front()
+    }
+
+    /// Another shard took a flow over: there it goes on, here it is forgotten without a word.
+    pub fn handle_release(&mut self, tuple: &FiveTuple) {
+        if self.elsewhere(tuple).is_some() {
+            self.flows.remove(tuple);
+        }
+    }
+
+    /// The shard that a packet of the device belongs to whose flow this one does not know.
+    pub fn elsewhere(&self, tuple: &FiveTuple) -> Option<u8> {
+        let owner = self.seat.as_ref()?.elsewhere(tuple)?;
+        (!owner.is_seed).then_some(owner.shard)
+    }
+
+    /// A flow goes on by another tunnel of the same two.
+    pub fn rehome(&mut self, tuple: &FiveTuple, tunnel: TunnelId) {
+        self.flows.rehome(tuple, tunnel);
+    }
+
+    /// A flow was put into the table.
+    fn enter(&mut self, tuple: FiveTuple, opener: Opener, key: &TunnelKey, is_seed: bool) {
+        if let Some(seat) = &self.seat
+            && let Some(shard) = seat.enter(tuple, opener, Pair::of(key), is_seed)
+            && self.releases.len() < MAX_EVENTS
+        {
+            self.releases.push_back((shard, tuple));
+        }
+    }
+
+    /// A flow is no longer in the table.
+    fn leave(&self, tuple: &FiveTuple) {
+        if let Some(seat) = &self.seat {
+            seat.leave(tuple);
+        }
     }
 
     /// What a peer is told of a refusal: policy and rule where that may be, else what the code says.

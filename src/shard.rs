@@ -7,7 +7,9 @@
 
 mod busy;
 mod deliver;
+mod handover;
 mod plain;
+mod refuse;
 mod settings;
 mod snapshot;
 
@@ -38,6 +40,7 @@ use crate::{
 use busy::Busy;
 use plain::PlainConnections;
 
+pub use handover::Handover;
 pub use settings::ShardSettings;
 pub use snapshot::{FlowSnapshot, PacketCounts, ShardSnapshot};
 
@@ -68,6 +71,9 @@ pub struct Shard {
     /// RSTs and ICMP errors for local senders.
     answers: VecDeque<Vec<u8>>,
     events: VecDeque<Event>,
+    /// Frames for other shards, and their bytes.
+    handovers: VecDeque<(u8, Vec<u8>)>,
+    handover_bytes: usize,
     busy: Busy,
     now: Option<Instant>,
     /// Datagrams came that were not worked on yet.
@@ -75,8 +81,6 @@ pub struct Shard {
     counts: PacketCounts,
 }
 
-/// Answers that wait for the device.
-const MAX_ANSWERS: usize = 256;
 /// Events that wait for the control plane.
 const MAX_EVENTS: usize = 4096;
 
@@ -93,7 +97,7 @@ impl Shard {
         let tunnels = Tunnels::new(settings.tunnel.clone(), identities, Arc::clone(&policy))?
             .with_reveal_reasons(settings.engine.reveal_reasons);
         Ok(Self {
-            engine: Engine::new(policy, settings.engine),
+            engine: Engine::new(policy, settings.engine).with_seat(settings.tunnel.lane, None),
             tunnels,
             keys: KeyTable::default(),
             joiner: Joiner::new(settings.udp_offload),
@@ -104,6 +108,8 @@ impl Shard {
             plain: PlainConnections::default(),
             answers: VecDeque::new(),
             events: VecDeque::new(),
+            handovers: VecDeque::new(),
+            handover_bytes: 0,
             busy: Busy::default(),
             now: None,
             unsettled: false,
@@ -118,12 +124,7 @@ impl Shard {
         self.settle(now);
         self.counts.device_packets += 1;
         self.counts.device_bytes += frame.len().saturating_sub(VIRTIO_HEADER_LEN) as u64;
-        self.egress(frame, now);
-        while let Some(mut released) = self.engine.poll_released_egress() {
-            let mut frame = vec![0; VIRTIO_HEADER_LEN];
-            frame.append(&mut released);
-            self.egress(&frame, now);
-        }
+        self.device_frame(frame, true, now);
         self.pump(now);
     }
 
@@ -282,11 +283,25 @@ impl Shard {
         self.engine.policy()
     }
 
-    fn egress(&mut self, frame: &[u8], now: Instant) {
+    /// Decides on a frame, and on those that waited for it.
+    fn device_frame(&mut self, frame: &[u8], may_hand_over: bool, now: Instant) {
+        self.egress(frame, may_hand_over, now);
+        while let Some(mut released) = self.engine.poll_released_egress() {
+            let mut frame = vec![0; VIRTIO_HEADER_LEN];
+            frame.append(&mut released);
+            self.egress(&frame, may_hand_over, now);
+        }
+    }
+
+    fn egress(&mut self, frame: &[u8], may_hand_over: bool, now: Instant) {
         let Ok((super_packet, packet)) = SuperPacket::parse(frame) else {
             return self.engine.count_drop(DropReason::Malformed);
         };
         if self.plain.hold(&packet) {
+            // Other connections with the same ports began elsewhere meanwhile.
+            if may_hand_over && let Some(shard) = self.engine.elsewhere(&packet.five_tuple()) {
+                return self.hand_over(shard, frame);
+            }
             let reason = DropReason::BeganInPlaintext;
             self.engine.count_drop(reason);
             if let Some(answer) = AnswerKind::of(reason).build(&packet) {
@@ -294,7 +309,12 @@ impl Shard {
             }
             return;
         }
-        match self.engine.handle_egress(&packet, now, &mut self.keys) {
+        let verdict = match may_hand_over {
+            true => self.engine.handle_egress(&packet, now, &mut self.keys),
+            false => self.engine.handle_handed_over(&packet, now, &mut self.keys),
+        };
+        match verdict {
+            Egress::Elsewhere(shard) => self.hand_over(shard, frame),
             Egress::Tunnel(tunnel) => self.carry(tunnel, frame, &super_packet, packet, now),
             Egress::Drop {
                 answer: Some(answer),
@@ -313,6 +333,7 @@ impl Shard {
         packet: Packet<'_>,
         now: Instant,
     ) {
+        let tunnel = self.own_lane(tunnel, &packet, now);
         self.busy.note(tunnel, now);
         match self.tunnels.state(tunnel) {
             TunnelState::Up => self.send(tunnel, super_packet, packet, now),
@@ -406,30 +427,6 @@ impl Shard {
         match self.engine.refuse_waiting(&packet, now, &mut self.keys) {
             Some(answer) => answer.into_iter().for_each(|answer| self.answer(answer)),
             None => self.send(tunnel, &super_packet, packet, now),
-        }
-    }
-
-    /// Drops a frame that had a tunnel, and tells its sender where that is due.
-    fn drop_frame(&mut self, tunnel: TunnelId, frame: &[u8], reason: DropReason, now: Instant) {
-        let Some(packet) = frame
-            .get(VIRTIO_HEADER_LEN..)
-            .and_then(|bytes| Packet::new_checked(bytes).ok())
-        else {
-            return self.engine.count_drop(DropReason::Malformed);
-        };
-        let key = self.keys.key(tunnel);
-        if let Egress::Drop {
-            answer: Some(answer),
-            ..
-        } = self.engine.drop_egress(&packet, reason, key, None, now)
-        {
-            self.answer(answer);
-        }
-    }
-
-    fn answer(&mut self, packet: Vec<u8>) {
-        if self.answers.len() < MAX_ANSWERS {
-            self.answers.push_back(packet);
         }
     }
 

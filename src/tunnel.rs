@@ -210,6 +210,13 @@ impl Tunnels {
             .map_or(TunnelState::Idle, Tunnel::state)
     }
 
+    /// A session carries the tunnel's packets and takes new flows.
+    pub fn is_up(&self, id: TunnelId) -> bool {
+        self.tunnels
+            .get(&id)
+            .is_some_and(|tunnel| tunnel.current_is_up)
+    }
+
     /// Another super-packet (64 KiB) need not wait outside: the session's queue takes it without dropping, or the peer is
     /// silent and its queue is to drop rather than to stop everybody's device (performance.md §3, rule 5).
     pub fn has_room(&self, id: TunnelId) -> bool {

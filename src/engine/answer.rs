@@ -137,6 +137,7 @@ impl AnswerKind {
             | DropReason::PendingFull
             | DropReason::PendingTimeout
             | DropReason::QueueDelay
+            | DropReason::HandoverFull
             | DropReason::QueueFull
             | DropReason::TooBig
             | DropReason::UnknownContext => Self::Silent,

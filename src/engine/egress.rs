@@ -25,6 +25,27 @@ impl Engine {
         now: Instant,
         keys: &mut KeyTable,
     ) -> Egress {
+        self.egress(packet, true, now, keys)
+    }
+
+    /// Decides on a packet that another shard's device brought. It stays here: whatever two shards believe of each
+    /// other, no packet goes to and fro between them.
+    pub fn handle_handed_over(
+        &mut self,
+        packet: &Packet<'_>,
+        now: Instant,
+        keys: &mut KeyTable,
+    ) -> Egress {
+        self.egress(packet, false, now, keys)
+    }
+
+    fn egress(
+        &mut self,
+        packet: &Packet<'_>,
+        may_hand_over: bool,
+        now: Instant,
+        keys: &mut KeyTable,
+    ) -> Egress {
         // What follows was found good when the flow was decided.
         if packet.fragment().is_none()
             && let Some(verdict) = self.carry_known(packet, &packet.five_tuple(), now, keys)
@@ -51,6 +72,9 @@ impl Engine {
             && let Some(verdict) = self.carry_known(packet, &tuple, now, keys)
         {
             return verdict;
+        }
+        if may_hand_over && let Some(shard) = self.flow_elsewhere(packet, &tuple) {
+            return Egress::Elsewhere(shard);
         }
         match self.refuse_cut(packet, &tuple, now) {
             Some(verdict) => verdict,
@@ -159,6 +183,13 @@ impl Engine {
         self.flows.find(&quoted.reversed()).map(|flow| flow.tunnel)
     }
 
+    /// The shard that has the packet's flow, or the flow that its ICMP error is about.
+    fn flow_elsewhere(&self, packet: &Packet<'_>, tuple: &FiveTuple) -> Option<u8> {
+        self.seat.as_ref()?;
+        let quoted = || packet.icmp_quote().map(|quoted| quoted.reversed());
+        self.elsewhere(tuple).or_else(|| self.elsewhere(&quoted()?))
+    }
+
     /// Our own tunnel packets must never come out of the device: that is a routing loop.
     fn is_own_outer(&self, packet: &Packet<'_>) -> bool {
         let tuple = packet.five_tuple();
@@ -178,7 +209,7 @@ impl Engine {
     ) -> Egress {
         let (opener, decision) = self.decide_open(packet, &tuple);
         let (key, why) = match decision {
-            EgressDecision::Tunnel { key, why } => (key, why),
+            EgressDecision::Tunnel { key, why } => (key.with_lane(self.lane), why),
             EgressDecision::Plaintext { why } => {
                 let reason = DropReason::PolicyPlaintext;
                 return self.drop_egress(packet, reason, None, Some(why), now);
@@ -201,8 +232,10 @@ impl Engine {
             flow.opening = Some(packet.bytes().into());
         }
         if let Err(reason) = self.flows.insert(tuple, flow) {
+            self.leave(&tuple);
             return self.drop_egress(packet, reason, Some(&key), Some(why), now);
         }
+        self.enter(tuple, opener, &key, false);
         self.push_event(EngineEvent::FlowOpened {
             tuple,
             opener,

@@ -3,7 +3,11 @@
 use std::{sync::Arc, time::Instant};
 
 use crate::{
-    engine::{Direction, Engine, EngineEvent, Flow, Ingress, Opener, revisit::Refusal},
+    engine::{
+        Direction, Engine, EngineEvent, Flow, Ingress, Opener,
+        directory::{Owner, Pair},
+        revisit::Refusal,
+    },
     policy::{EgressDecision, IngressDecision, Why},
     registry::{KeyTable, TunnelId, TunnelKey},
     wire::{
@@ -228,6 +232,13 @@ impl Engine {
             keys.key(other)
                 .is_some_and(|other| other.local == key.local && other.peer == key.peer)
         };
+        let pair = Pair::of(key);
+        let elsewhere = known.map_or_else(|| self.owner_elsewhere(&local), |_| None);
+        if elsewhere.is_some_and(|owner| owner.pair != pair) {
+            let code = FlowRefusedCode::UnknownSource;
+            let refused = Refused::telling(DropReason::ForeignSource, code);
+            return self.drop_ingress(tunnel, Some(key), tuple, refused, now);
+        }
         if let Some((opener, other)) = known
             && !same_pair(other)
             && self.still_belongs(opener, keys.key(other), &local)
@@ -236,7 +247,8 @@ impl Engine {
             let refused = Refused::telling(DropReason::ForeignSource, code);
             return self.drop_ingress(tunnel, Some(key), tuple, refused, now);
         }
-        let is_reply = matches!(known, Some((Opener::Local, other)) if same_pair(other));
+        let is_reply = matches!(known, Some((Opener::Local, other)) if same_pair(other))
+            || elsewhere.is_some_and(|owner| owner.opener == Opener::Local);
         let as_reply = is_reply
             .then(|| self.decide_as_reply(key, &local))
             .flatten();
@@ -248,6 +260,7 @@ impl Engine {
             Ok(opened) => opened,
             Err(Refusal { reason, code, why }) => {
                 self.flows.remove(&local);
+                self.leave(&local);
                 let refused = Refused {
                     reason,
                     code: Some(code),
@@ -266,10 +279,12 @@ impl Engine {
         flow.note_received(packet, now);
         flow.note_flags(packet.tcp_flags());
         if let Err(reason) = self.flows.insert(local, flow) {
+            self.leave(&local);
             let refused = Refused::silently(reason);
             return self.drop_ingress(tunnel, Some(key), tuple, refused, now);
         }
-        if known.is_none() {
+        self.enter(local, opener, key, false);
+        if known.is_none() && elsewhere.is_none() {
             self.push_event(EngineEvent::FlowOpened {
                 tuple: local,
                 opener,
@@ -278,6 +293,12 @@ impl Engine {
             });
         }
         Ingress::Deliver
+    }
+
+    /// The other shard that has a flow. It keeps a flow of other identities from this tunnel's, and gives up one of the
+    /// same: the peer sends by another of its own shards, and whoever brings a flow to the kernel gets its replies.
+    fn owner_elsewhere(&self, local: &FiveTuple) -> Option<Owner> {
+        self.seat.as_ref()?.elsewhere(local)
     }
 
     /// Would a local workload's flow `local` be carried to this very peer?

@@ -215,7 +215,7 @@ impl Engine {
         let verdict = is_cut.then(|| self.refuse_cut(packet, &tuple, now))?;
         match verdict {
             Some(Egress::Drop { answer, .. }) => Some(answer),
-            Some(Egress::Held | Egress::Tunnel(_)) | None => Some(None),
+            Some(Egress::Elsewhere(_) | Egress::Held | Egress::Tunnel(_)) | None => Some(None),
         }
     }
 
@@ -240,9 +240,11 @@ impl Engine {
             return None;
         };
         let refusal = self.judge(&tuple, opener, &key).err();
+        let key = key.with_lane(self.lane);
         let tunnel = keys.id(&key);
         let flow = Flow::new(tunnel, opener, self.policy.generation(), why, now);
         self.flows.insert(tuple, flow).ok()?;
+        self.enter(tuple, opener, &key, true);
         if let Some(refusal) = refusal {
             self.cut(&tuple, refusal.into(), now, keys);
             return None;
@@ -338,11 +340,17 @@ impl Engine {
             return self.judge_opened_by_peer(tuple, key).map(Judged::Stays);
         }
         match self.policy.decide_egress(tuple) {
-            EgressDecision::Tunnel { key: wanted, why } if wanted == *key => Ok(Judged::Stays(why)),
+            EgressDecision::Tunnel { key: wanted, why }
+                if wanted.local == key.local
+                    && wanted.peer == key.peer
+                    && wanted.gateway == key.gateway =>
+            {
+                Ok(Judged::Stays(why))
+            }
             EgressDecision::Tunnel { key: wanted, why }
                 if wanted.local == key.local && wanted.peer == key.peer =>
             {
-                Ok(Judged::Moves(wanted, why))
+                Ok(Judged::Moves(wanted.with_lane(self.lane), why))
             }
             EgressDecision::Tunnel { key: wanted, why } => {
                 let text = format!("it is now between {} and {}", wanted.local, wanted.peer);
@@ -401,6 +409,7 @@ impl Engine {
         let Some(flow) = self.flows.remove(tuple) else {
             return;
         };
+        self.leave(tuple);
         if let Some(reset) = reset_of(tuple, &flow) {
             self.push_reset(reset);
         }

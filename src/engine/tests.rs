@@ -216,14 +216,16 @@ impl Rig {
     fn tunnel_of(&mut self, packet: &[u8]) -> TunnelId {
         match self.out(packet) {
             Egress::Tunnel(tunnel) => tunnel,
-            other @ (Egress::Drop { .. } | Egress::Held) => panic!("{other:?}"),
+            other @ (Egress::Drop { .. } | Egress::Elsewhere(_) | Egress::Held) => {
+                panic!("{other:?}")
+            }
         }
     }
 
     fn out_reason(&mut self, packet: &[u8]) -> Option<DropReason> {
         match self.out(packet) {
             Egress::Drop { reason, .. } => Some(reason),
-            Egress::Tunnel(_) | Egress::Held => None,
+            Egress::Tunnel(_) | Egress::Elsewhere(_) | Egress::Held => None,
         }
     }
 

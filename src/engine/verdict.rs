@@ -20,6 +20,8 @@ pub enum Egress {
         /// The packet to write back to the device.
         answer: Option<Vec<u8>>,
     },
+    /// Another shard has its flow.
+    Elsewhere(u8),
     /// Kept until the first fragment of its datagram comes.
     Held,
     /// To be carried by this tunnel.

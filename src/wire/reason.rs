@@ -41,6 +41,8 @@ drop_reasons! {
     FragmentOverlap = "fragment_overlap",
     /// Fragments that did not complete in time or space.
     FragmentTimeout = "fragment_timeout",
+    /// Too many packets waited to be handed over to the shard that has their flows.
+    HandoverFull = "handover_full",
     /// The identity of the chosen endpoint is not in the accepted set (secure naming).
     IdentityNotAccepted = "identity_not_accepted",
     /// A datagram whose length is not that of the IP packet in it.
