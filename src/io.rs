@@ -4,9 +4,12 @@
 //! is ready, and tells it the time. The control plane talks to it by [`ShardHandle`] and never stands in a packet's way.
 
 mod counts;
+mod neighbours;
 mod poller;
 mod receive;
+mod reuseport;
 mod run;
+mod shards;
 mod underlay;
 mod write;
 
@@ -33,6 +36,7 @@ use run::Runner;
 
 pub use counts::LoopCounts;
 pub use receive::ReceivePool;
+pub use shards::{Shards, spawn_all};
 pub use underlay::{Underlay, UnderlaySettings};
 
 /// Commands that wait for the loop.
@@ -129,6 +133,14 @@ impl ShardHandle {
     }
 }
 
+impl ShardHandle {
+    fn start(&self, name: &str, body: impl FnOnce() -> String + Send + 'static) -> io::Result<()> {
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(body)?;
+        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Thread::Running(thread);
+        Ok(())
+    }
+}
+
 impl Drop for ShardHandle {
     fn drop(&mut self) {
         // When the loop has ended both fail, and there is nothing to stop.
@@ -170,34 +182,38 @@ pub fn spawn<D: PacketDevice + Send + 'static>(
     underlay: Underlay,
     clock: WallClock,
 ) -> io::Result<(ShardHandle, Receiver<Event>)> {
-    let (commands, command_queue) = sync_channel(MAX_COMMANDS);
     let (event_queue, events) = sync_channel(MAX_EVENTS);
-    let wake = Arc::new(poller::eventfd()?);
+    let (handle, channels) = connect(event_queue, None)?;
+    let runner = Runner::new(shard, device, underlay, clock, channels)?;
+    handle.start("shard", move || runner.run())?;
+    Ok((handle, events))
+}
+
+/// The two ends of what a loop and the control plane say to each other. The thread is yet to be started.
+fn connect(
+    events: SyncSender<Event>,
+    wake: Option<Arc<OwnedFd>>,
+) -> io::Result<(ShardHandle, run::Channels)> {
+    let (commands, command_queue) = sync_channel(MAX_COMMANDS);
+    let wake = match wake {
+        Some(wake) => wake,
+        None => Arc::new(poller::eventfd()?),
+    };
     let counters = Arc::new(Counters::default());
-    let runner = Runner::new(
-        shard,
-        device,
-        underlay,
-        clock,
-        run::Channels {
-            commands: command_queue,
-            events: event_queue,
-            wake: Arc::clone(&wake),
-            counters: Arc::clone(&counters),
-        },
-    )?;
-    let thread = thread::Builder::new()
-        .name(String::from("shard"))
-        .spawn(move || runner.run())?;
-    Ok((
-        ShardHandle {
-            commands,
-            wake,
-            thread: Mutex::new(Thread::Running(thread)),
-            counters,
-        },
+    let channels = run::Channels {
+        commands: command_queue,
         events,
-    ))
+        wake: Arc::clone(&wake),
+        counters: Arc::clone(&counters),
+        neighbours: None,
+    };
+    let handle = ShardHandle {
+        commands,
+        wake,
+        thread: Mutex::new(Thread::Joining),
+        counters,
+    };
+    Ok((handle, channels))
 }
 
 #[cfg(test)]

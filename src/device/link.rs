@@ -6,16 +6,21 @@
 use std::{fmt, io};
 
 use rtnetlink::{
-    packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload},
+    packet_core::{
+        NLM_F_ACK, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla as _,
+    },
     packet_route::{
         RouteNetlinkMessage,
-        link::{LinkAttribute, LinkInfo, LinkMessage},
+        link::{InfoData, LinkAttribute, LinkInfo, LinkMessage},
     },
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
 
 /// The alias of an interface that identun made.
 pub(super) const ALIAS: &str = "identun";
+
+/// Of linux/if_link.h; the kernel tells it of devices that may have several queues.
+const IFLA_TUN_NUM_QUEUES: u16 = 8;
 
 /// An interface that exists.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -66,6 +71,40 @@ pub(super) fn find(name: &str) -> io::Result<Option<Link>> {
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// How many queues processes are attached to; `None` where the kernel does not tell.
+pub(super) fn queues(name: &str) -> io::Result<Option<u32>> {
+    let mut request = LinkMessage::default();
+    request
+        .attributes
+        .push(LinkAttribute::IfName(name.to_owned()));
+    let answer = exchange(RouteNetlinkMessage::GetLink(request), NLM_F_REQUEST)?;
+    let Some(RouteNetlinkMessage::NewLink(link)) = answer else {
+        return Ok(None);
+    };
+    let infos = link.attributes.iter().filter_map(|attribute| {
+        let LinkAttribute::LinkInfo(infos) = attribute else {
+            return None;
+        };
+        Some(infos)
+    });
+    let data = infos.flatten().find_map(|info| {
+        let LinkInfo::Data(InfoData::Tun(data)) = info else {
+            return None;
+        };
+        Some(data)
+    });
+    Ok(data.and_then(|data| {
+        let attribute = data
+            .iter()
+            .find(|data| data.kind() == IFLA_TUN_NUM_QUEUES)?;
+        let mut count = [0; size_of::<u32>()];
+        (attribute.value_len() == count.len()).then(|| {
+            attribute.emit_value(&mut count);
+            u32::from_ne_bytes(count)
+        })
+    }))
 }
 
 /// Marks the interface as ours and sets its MTU and queue length, all or nothing.

@@ -105,10 +105,26 @@ pub enum TunError {
     },
 }
 
-/// A persistent TUN (IFF_TUN|IFF_NO_PI|IFF_VNET_HDR, one queue), non-blocking. Dropping it leaves the interface.
+/// A queue of a persistent TUN (IFF_TUN|IFF_NO_PI|IFF_VNET_HDR), non-blocking. Dropping it leaves the interface.
 pub struct Tun {
     device: tun::Device,
     udp_offload: bool,
+}
+
+/// Whether a device has one queue, to which nobody else can attach, or may have several.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Queues {
+    One,
+    Several,
+}
+
+impl Queues {
+    const fn other(self) -> Self {
+        match self {
+            Self::One => Self::Several,
+            Self::Several => Self::One,
+        }
+    }
 }
 
 /// Bytes of the header that the driver puts before each packet.
@@ -132,10 +148,50 @@ impl Tun {
     /// # Errors
     /// Named: the interface is another program's or no TUN, another process is attached to it, a right is missing.
     pub fn open(settings: &TunSettings) -> Result<Self, TunError> {
+        Self::open_first(settings, Queues::One)
+    }
+
+    /// As [`Self::open`], with `queues` queues, each a device of its own; the kernel keeps a flow on the queue that its
+    /// packets were last written to.
+    ///
+    /// A device that stands from before and has one queue where several are asked for, or the other way round, is
+    /// replaced by another: the kernel changes neither into the other. The caller's rules hold back what would be sent to
+    /// it meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_queues(settings: &TunSettings, queues: u8) -> Result<Vec<Self>, TunError> {
+        if queues <= 1 {
+            return Ok(vec![Self::open(settings)?]);
+        }
+        let mut all = vec![Self::open_first(settings, Queues::Several)?];
+        for _ in 1..queues {
+            let fd = attach(&settings.name, false, Queues::Several)?;
+            all.push(Self::configure(settings, fd)?);
+        }
+        match link::queues(&settings.name) {
+            Ok(Some(attached)) if attached > u32::from(queues) => Err(TunError::Busy {
+                name: settings.name.clone(),
+            }),
+            _ => Ok(all),
+        }
+    }
+
+    fn open_first(settings: &TunSettings, queues: Queues) -> Result<Self, TunError> {
         let name = settings.name.as_str();
         check_name(name)?;
         let exists = find_ours(name)?;
-        let fd = attach(name, !exists)?;
+        let fd = match attach(name, !exists, queues) {
+            Err(TunError::NotTun { .. }) if exists && Self::remove_mode(name, queues.other())? => {
+                attach(name, true, queues)?
+            }
+            other => other?,
+        };
+        Self::configure(settings, fd)
+    }
+
+    fn configure(settings: &TunSettings, fd: OwnedFd) -> Result<Self, TunError> {
+        let name = settings.name.as_str();
         let configure = |operation| {
             move |source: Errno| TunError::Configure {
                 name: name.to_owned(),
@@ -181,7 +237,20 @@ impl Tun {
         if !find_ours(name)? {
             return Ok(false);
         }
-        let fd = attach(name, false)?;
+        match Self::remove_mode(name, Queues::One) {
+            Err(TunError::NotTun { .. }) => Self::remove_mode(name, Queues::Several),
+            other => other,
+        }
+    }
+
+    /// Removes an interface of ours that has queues of this kind.
+    fn remove_mode(name: &str, queues: Queues) -> Result<bool, TunError> {
+        let fd = attach(name, false, queues)?;
+        // The kernel lets any number attach to a device of several queues.
+        if let (Queues::Several, Ok(Some(2..))) = (queues, link::queues(name)) {
+            let name = name.to_owned();
+            return Err(TunError::Busy { name });
+        }
         set_integer::<TUNSETPERSIST>(&fd, 0).map_err(|source| TunError::Configure {
             name: name.to_owned(),
             operation: "end the persistence",
@@ -250,12 +319,16 @@ fn link_error(name: &str, operation: &'static str) -> impl FnOnce(io::Error) -> 
 }
 
 /// Opens the driver and attaches to the interface, which `create` makes; it then must not exist.
-fn attach(name: &str, create: bool) -> Result<OwnedFd, TunError> {
+fn attach(name: &str, create: bool, queues: Queues) -> Result<OwnedFd, TunError> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let fd = rustix::fs::open("/dev/net/tun", flags, Mode::empty())
         .map_err(|error| TunError::Driver(error.into()))?;
     let exclusive = if create { libc::IFF_TUN_EXCL } else { 0 };
-    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | exclusive;
+    let several = match queues {
+        Queues::One => 0,
+        Queues::Several => libc::IFF_MULTI_QUEUE,
+    };
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | exclusive | several;
     // SAFETY: `ifreq` is a plain C struct of integers and a union of such; all zeroes is a value of it.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().take(MAX_NAME).zip(name.bytes()) {

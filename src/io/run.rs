@@ -19,6 +19,7 @@ use crate::{
     io::{
         Command, ReceivePool, Underlay,
         counts::{Counters, count},
+        neighbours::{Neighbours, Parcel},
         poller::{Poller, Ready},
         write::{Written, write_frame},
     },
@@ -51,6 +52,8 @@ pub(super) struct Channels {
     pub(super) events: SyncSender<Event>,
     pub(super) wake: Arc<OwnedFd>,
     pub(super) counters: Arc<Counters>,
+    /// The loops of the host's other shards, where there are any.
+    pub(super) neighbours: Option<Neighbours>,
 }
 
 /// Why a loop ended by itself.
@@ -141,6 +144,7 @@ impl<D: PacketDevice> Runner<D> {
             let now = self.tick();
             if ready.wake {
                 self.take_commands(now);
+                self.take_parcels(now);
             }
             if ready.socket {
                 self.read_underlay(now);
@@ -148,6 +152,7 @@ impl<D: PacketDevice> Runner<D> {
             if ready.device {
                 self.read_device(ready.device_error, now)?;
             }
+            self.pass_on();
             // After the input: what has come in time must not time out because the loop was late.
             if self.shard.poll_timeout().is_some_and(|due| due <= now) {
                 self.shard.handle_timeout(now);
@@ -222,12 +227,45 @@ impl<D: PacketDevice> Runner<D> {
 
     fn read_underlay(&mut self, now: Instant) {
         let shard = &mut self.shard;
+        let neighbours = &mut self.channels.neighbours;
         let received = self.underlay.receive(&mut self.pool, |datagram| {
-            shard.handle_underlay(datagram, now)
+            if let Some(neighbours) = neighbours
+                && let Some(owner) = neighbours.owner_of(&datagram.data)
+            {
+                if !neighbours.send_datagram(owner, datagram) {
+                    shard.count_handover_full();
+                }
+                return;
+            }
+            shard.handle_underlay(datagram, now);
         });
         if received.is_err() {
             count(&self.channels.counters.receive_failed);
         }
+    }
+
+    /// Takes what the other loops have for this one.
+    fn take_parcels(&mut self, now: Instant) {
+        let parcels = self.channels.neighbours.as_mut().map(Neighbours::take);
+        for parcel in parcels.into_iter().flatten() {
+            match parcel {
+                Parcel::Handover(handover) => self.shard.handle_handover(handover, now),
+                Parcel::Datagram(datagram) => self.shard.handle_underlay(datagram, now),
+            }
+        }
+    }
+
+    /// Gives the other loops what is theirs.
+    fn pass_on(&mut self) {
+        let Some(neighbours) = &mut self.channels.neighbours else {
+            return;
+        };
+        while let Some((shard, handover)) = self.shard.poll_handover() {
+            if !neighbours.send(shard, Parcel::Handover(handover)) {
+                self.shard.count_handover_full();
+            }
+        }
+        neighbours.flush();
     }
 
     /// Writes what the shard delivers; the frames that wait go first.

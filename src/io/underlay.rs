@@ -9,12 +9,13 @@ use std::{
 
 use quinn_udp::{EcnCodepoint, UdpSockRef, UdpSocketState};
 use rustix::{io::Errno, net::sockopt};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::{
     io::{
         counts::{Counters, count},
         receive::ReceivePool,
+        reuseport,
     },
     tunnel::{Transmit, UnderlayDatagram},
 };
@@ -80,13 +81,40 @@ impl From<BindError> for io::Error {
 }
 
 impl Underlay {
+    /// Opens one socket for each of `shards` on one port; the kernel gives each the datagrams of its sessions.
+    ///
+    /// The first is bound alone, so that a port that another program has is found taken, and shared then. One shard has a
+    /// socket like any other.
+    ///
+    /// # Errors
+    /// As [`Self::bind`].
+    pub fn bind_group(settings: &UnderlaySettings, shards: u8) -> io::Result<Vec<Self>> {
+        let first = Self::bind(settings)?;
+        if shards <= 1 {
+            return Ok(vec![first]);
+        }
+        let listen = first.socket.local_addr()?;
+        let configure = |error| BindError::Configure(listen, error);
+        SockRef::from(&first.socket)
+            .set_reuse_port(true)
+            .map_err(configure)?;
+        let mut group = vec![first];
+        for _ in 1..shards {
+            group.push(Self::bind_to(listen, settings, true)?);
+        }
+        if let Some(socket) = group.first() {
+            reuseport::attach(socket, shards).map_err(configure)?;
+        }
+        Ok(group)
+    }
+
     /// Opens the socket. Nothing leaves it before it has its mark.
     ///
     /// # Errors
     /// Named, with address and port: taken by another program, not an address of this host, a mark that the process
     /// may not set.
     pub fn bind(settings: &UnderlaySettings) -> io::Result<Self> {
-        match Self::bind_to(settings.listen, settings) {
+        match Self::bind_to(settings.listen, settings, false) {
             Err(BindError::Bind(listen, error))
                 if listen.ip().to_canonical().is_unspecified()
                     && listen.is_ipv6()
@@ -95,13 +123,18 @@ impl Underlay {
                 Ok(Self::bind_to(
                     (Ipv4Addr::UNSPECIFIED, listen.port()).into(),
                     settings,
+                    false,
                 )?)
             }
             other => Ok(other?),
         }
     }
 
-    fn bind_to(listen: SocketAddr, settings: &UnderlaySettings) -> Result<Self, BindError> {
+    fn bind_to(
+        listen: SocketAddr,
+        settings: &UnderlaySettings,
+        shares: bool,
+    ) -> Result<Self, BindError> {
         let bind = |error| BindError::Bind(listen, error);
         let configure = |error| BindError::Configure(listen, error);
         let ipv6 = listen.is_ipv6();
@@ -114,6 +147,9 @@ impl Underlay {
             socket
                 .set_mark(settings.mark)
                 .map_err(|error| BindError::Mark(settings.mark, error))?;
+        }
+        if shares {
+            socket.set_reuse_port(true).map_err(configure)?;
         }
         set_buffers(&socket, settings).map_err(configure)?;
         socket.bind(&listen.into()).map_err(|error| {
@@ -548,5 +584,93 @@ mod tests {
             error.to_string(),
             "cannot listen on udp address 192.0.2.1:15008"
         );
+    }
+
+    /// A payload with `octet` where a connection ID has the shard's.
+    fn payload(long: bool, id_len: u8, octet: u8) -> Vec<u8> {
+        let mut payload = if long {
+            vec![0xc0, 0, 0, 0, 1, id_len, octet]
+        } else {
+            vec![0x40, octet]
+        };
+        payload.resize(64, 7);
+        payload
+    }
+
+    /// Which of the sockets has something to read.
+    fn receivers(group: &[Underlay]) -> Vec<usize> {
+        let mut polls: Vec<_> = group
+            .iter()
+            .map(|underlay| PollFd::new(&underlay.socket, PollFlags::IN))
+            .collect();
+        poll(&mut polls, None).unwrap();
+        let ready = polls.iter().map(|poll| poll.revents());
+        let ready: Vec<_> = ready.collect();
+        (0..group.len())
+            .filter(|&index| ready[index].contains(PollFlags::IN))
+            .collect()
+    }
+
+    #[test]
+    fn a_datagram_goes_to_the_shard_that_its_connection_id_names() {
+        for ip in [
+            IpAddr::from(Ipv4Addr::LOCALHOST),
+            IpAddr::from(Ipv6Addr::LOCALHOST),
+        ] {
+            let group = Underlay::bind_group(&settings(SocketAddr::new(ip, 0)), 3).unwrap();
+            let to = group[0].local_addr().unwrap();
+            for other in &group {
+                assert_eq!(other.local_addr().unwrap(), to);
+            }
+            let sender = UdpSocket::bind((ip, 0)).unwrap();
+            for (long, id_len, octet, shard) in [
+                (false, 0, 0, 0),
+                (false, 0, 1, 1),
+                (false, 0, 2, 2),
+                (true, 8, 1, 1),
+                (true, 16, 2, 2),
+                // of a predecessor with more shards
+                (false, 0, 5, 2),
+                (true, 8, 255, 0),
+            ] {
+                let payload = payload(long, id_len, octet);
+                sender.send_to(&payload, to).unwrap();
+                assert_eq!(receivers(&group), [shard], "{long} {id_len} {octet}");
+                assert_eq!(receive(&group[shard], payload.len()).len(), 1);
+                let octet = crate::tunnel::shard_octet(&payload).unwrap();
+                assert_eq!(usize::from(octet % 3), shard);
+            }
+        }
+    }
+
+    #[test]
+    fn a_short_foreign_id_goes_to_any_shard_and_always_to_the_same() {
+        let group = Underlay::bind_group(&settings((Ipv4Addr::LOCALHOST, 0)), 3).unwrap();
+        let to = group[0].local_addr().unwrap();
+        let mut chosen = std::collections::BTreeSet::new();
+        for _ in 0..64 {
+            let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let mut first = None;
+            for octet in [0, 1, 2, 77] {
+                sender.send_to(&payload(true, 7, octet), to).unwrap();
+                let [shard] = receivers(&group)[..] else {
+                    panic!("not one socket");
+                };
+                receive(&group[shard], 64);
+                assert_eq!(*first.get_or_insert(shard), shard);
+                chosen.insert(shard);
+            }
+        }
+        assert!(chosen.len() > 1, "one socket got all of 64 senders");
+    }
+
+    #[test]
+    fn a_port_that_is_shared_is_taken_for_everybody_else() {
+        let group = Underlay::bind_group(&settings((Ipv4Addr::LOCALHOST, 0)), 2).unwrap();
+        let taken = settings(group[0].local_addr().unwrap());
+        for shards in [1, 2] {
+            let error = Underlay::bind_group(&taken, shards).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{shards}");
+        }
     }
 }
