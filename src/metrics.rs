@@ -299,6 +299,7 @@ mod tests {
                 tunnel_bytes: 40,
             },
             pending_bytes: 0,
+            shards: Vec::new(),
         };
         metrics.set_snapshot(&snapshot);
         metrics.set_snapshot(&snapshot);

@@ -42,7 +42,7 @@ use plain::PlainConnections;
 
 pub use handover::Handover;
 pub use settings::ShardSettings;
-pub use snapshot::{FlowSnapshot, PacketCounts, ShardSnapshot};
+pub use snapshot::{FlowSnapshot, PacketCounts, ShardCounts, ShardSnapshot};
 
 /// What the control plane learns from a shard.
 #[derive(Debug)]

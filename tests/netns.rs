@@ -51,6 +51,8 @@ mod rig;
     reason = "the judge of cut and join has tests of its own, and not all of it is needed here"
 )]
 mod segment;
+#[path = "netns/shards.rs"]
+mod shards;
 #[path = "netns/tighten.rs"]
 mod tighten;
 #[path = "netns/traffic.rs"]

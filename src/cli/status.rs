@@ -160,6 +160,19 @@ fn print(status: &Status, out: &mut dyn Write) -> anyhow::Result<()> {
         packets.ingress_packets,
         bytes(packets.ingress_bytes)
     )?;
+    if status.shards.len() > 1 {
+        let flows: Vec<_> = status
+            .shards
+            .iter()
+            .map(|shard| shard.flows.to_string())
+            .collect();
+        writeln!(
+            out,
+            "\nSHARDS: {}, with {} flows",
+            status.shards.len(),
+            flows.join(" + ")
+        )?;
+    }
     match status.exempt.is_empty() {
         true => writeln!(out, "\nEXEMPT: none")?,
         false => writeln!(
@@ -291,6 +304,7 @@ mod tests {
                 local: id("client"),
                 peer: id("server"),
                 gateway: "192.0.2.2:15008".parse().unwrap(),
+                lane: 0,
                 remote: None,
                 state: "up".into(),
                 dialled: Some(true),
@@ -329,6 +343,7 @@ mod tests {
                 ingress_bytes: 1,
             },
             pending_bytes: 0,
+            shards: Vec::new(),
         }
     }
 

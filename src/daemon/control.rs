@@ -1,12 +1,13 @@
 //! The one value that the admin API, the signals and the event thread share: what runs, and how to ask and change it.
 
 use std::{
+    io::ErrorKind,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, mpsc::sync_channel},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
@@ -25,7 +26,7 @@ use crate::{
     },
     host::{self, HostSettings, SteeringCounters},
     identity::Identity,
-    io::{Command, ShardHandle},
+    io::{Command, Shards},
     metrics::Metrics,
     policy::{Mode, Severity},
     shard::ShardSnapshot,
@@ -47,7 +48,7 @@ pub struct Control {
     /// The configuration in force.
     pub active: ArcSwap<Configuration>,
     /// The data plane.
-    pub shard: ShardHandle,
+    pub shards: Shards,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// What happened lately.
@@ -69,18 +70,18 @@ pub struct Control {
 }
 
 impl Control {
-    /// Asks the shard how it is. Blocks, for a bounded time.
+    /// Asks the shards how they are, and answers as if they were one. Blocks, for a bounded time.
     ///
     /// # Errors
-    /// When the shard has ended or does not answer.
+    /// When one of them has ended or does not answer.
     pub fn snapshot(&self) -> anyhow::Result<ShardSnapshot> {
-        let (sender, receiver) = sync_channel(1);
-        self.shard
-            .send(Command::Snapshot(sender))
-            .context("the data plane has ended")?;
-        receiver
-            .recv_timeout(ANSWER)
-            .context("the data plane does not answer")
+        let snapshots = self.shards.snapshots(ANSWER).map_err(|error| {
+            match error.kind() == ErrorKind::TimedOut {
+                true => anyhow!("the data plane does not answer"),
+                false => anyhow::Error::new(error).context("the data plane has ended"),
+            }
+        })?;
+        ShardSnapshot::merge(snapshots).context("the data plane has no shards")
     }
 
     /// The Prometheus exposition of this moment. Blocks, for a bounded time.
@@ -191,6 +192,7 @@ impl Control {
                 .collect(),
             packets: shard.packets,
             pending_bytes: shard.pending_bytes,
+            shards: shard.shards,
         }
     }
 
@@ -271,11 +273,9 @@ impl Control {
             }
             return Err(error).context("cannot change the kernel's rules");
         }
-        let command = Command::Config {
-            identities: Arc::clone(&new.identities),
-            policy: Arc::clone(&new.compiled),
-        };
-        if let Err(error) = self.shard.send(command) {
+        if let Err(error) = self.tell(&new) {
+            // What some shards have taken, all have to give up.
+            let _ = self.tell(&old);
             let undone = host::update_rules(&self.host, after, before);
             bail!(
                 "the data plane has ended ({error}); rules put back: {}",
@@ -284,8 +284,16 @@ impl Control {
         }
         let policy = Arc::clone(&new.compiled);
         self.put_in_force(new);
-        tighten::cut(&self.host, &self.shard, &old.compiled, &policy);
+        tighten::cut(&self.host, &self.shards, &old.compiled, &policy);
         Ok(generation)
+    }
+
+    /// Gives every shard a configuration.
+    fn tell(&self, configuration: &Configuration) -> std::io::Result<()> {
+        self.shards.send_all(|| Command::Config {
+            identities: Arc::clone(&configuration.identities),
+            policy: Arc::clone(&configuration.compiled),
+        })
     }
 
     /// Notes that `configuration` is what runs.

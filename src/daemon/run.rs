@@ -89,7 +89,7 @@ async fn live(control: &Arc<Control>, mut ended: oneshot::Receiver<()>) -> anyho
             () = control.stop.notified() => break "asked to stop",
             _ = hangup.recv() => reload(control).await,
             _ = &mut ended => {
-                let why = control.shard.wait();
+                let why = control.shards.wait();
                 bail!("the data plane has ended: {why}; rules, routes and TUN stay, so nothing leaves in plaintext");
             }
             () = settled(watch.as_mut()) => reload_if_changed(control, watch.as_mut()).await,
@@ -103,13 +103,13 @@ async fn live(control: &Arc<Control>, mut ended: oneshot::Receiver<()>) -> anyho
         }
     };
     tracing::info!(reason, "stopping");
-    let drain = Command::Drain {
+    let drain = || Command::Drain {
         reason: "the daemon stops".into(),
     };
     if control
-        .shard
-        .send(drain)
-        .and_then(|()| control.shard.send(Command::Stop))
+        .shards
+        .send_all(drain)
+        .and_then(|()| control.shards.send_all(|| Command::Stop))
         .is_ok()
         && timeout(GOODBYE, ended).await.is_err()
     {

@@ -24,7 +24,7 @@ use crate::{
     wire::flow::protocol,
 };
 
-pub use values::{Exempt, InterfaceName, Marks, Mtu, Port, Seconds, TableName};
+pub use values::{Exempt, InterfaceName, Marks, Mtu, Port, Seconds, ShardCount, TableName};
 
 /// Everything that `daemon.yaml` may say. Relative paths are relative to the file's folder.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
@@ -60,6 +60,8 @@ pub struct Settings {
     pub identities: Vec<IdentityFiles>,
     /// CA certificates by trust domain.
     pub trust_bundles: BTreeMap<TrustDomain, PathBuf>,
+    /// Threads that carry packets; absent: one for two processors.
+    pub shards: Option<ShardCount>,
     /// Where tunnels arrive.
     pub listen: Listen,
     /// The TUN device.
@@ -108,6 +110,7 @@ impl Default for Settings {
             watch: true,
             identities: Vec::new(),
             trust_bundles: BTreeMap::new(),
+            shards: None,
             listen: Listen::default(),
             tun: TunDevice::default(),
             exempt: [Exempt {
@@ -171,12 +174,18 @@ impl Settings {
         }
     }
 
-    /// Bounds of the engine.
-    pub fn engine(&self) -> EngineLimits {
+    /// How many shards to run on a host with so many processors.
+    pub fn shard_count(&self, processors: usize) -> u8 {
+        let default = u8::try_from(processors / 2).unwrap_or(u8::MAX).clamp(1, 64);
+        self.shards.map_or(default, |shards| shards.get())
+    }
+
+    /// Bounds of the engine of one of so many shards: each has its part of what the daemon may have.
+    pub fn engine(&self, shards: u8) -> EngineLimits {
         let mut limits = EngineLimits::default();
         let flows: &mut FlowLimits = &mut limits.flows;
-        flows.total = self.limits.flows;
-        flows.per_tunnel = self.limits.flows_per_tunnel;
+        flows.total = self.limits.flows.div_ceil(usize::from(shards.max(1)));
+        flows.per_tunnel = self.limits.flows_per_tunnel.min(flows.total);
         limits.reveal_reasons = self.reveal_reasons;
         limits
     }
@@ -185,6 +194,7 @@ impl Settings {
     pub fn keep_fixed(&mut self, running: &Self) -> Vec<&'static str> {
         let mut kept = Vec::new();
         keep("listen", &mut self.listen, &running.listen, &mut kept);
+        keep("shards", &mut self.shards, &running.shards, &mut kept);
         keep("tun", &mut self.tun, &running.tun, &mut kept);
         keep(
             "workload_interfaces",
@@ -439,5 +449,28 @@ mod tests {
             settings.metrics.unwrap().listen.to_string(),
             "127.0.0.1:15020"
         );
+    }
+
+    #[test]
+    fn shards_are_one_for_two_processors_or_what_the_file_says_and_share_the_bounds() {
+        let count = |shards: Option<u16>, processors| {
+            let shards = shards.map(|number| ShardCount::try_from(number).unwrap());
+            let settings = Settings {
+                shards,
+                ..Settings::default()
+            };
+            settings.shard_count(processors)
+        };
+        for (processors, shards) in [(1, 1), (2, 1), (3, 1), (4, 2), (16, 8), (1_000, 64)] {
+            assert_eq!(count(None, processors), shards, "{processors}");
+        }
+        assert_eq!(count(Some(3), 2), 3);
+        for wrong in [0, 65, 300] {
+            assert!(ShardCount::try_from(wrong).is_err(), "{wrong}");
+        }
+        let settings = Settings::default();
+        let (one, three) = (settings.engine(1).flows, settings.engine(3).flows);
+        assert_eq!((one.total, one.per_tunnel), (262_144, 65_536));
+        assert_eq!((three.total, three.per_tunnel), (87_382, 65_536));
     }
 }

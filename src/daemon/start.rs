@@ -3,6 +3,7 @@
 
 use std::{
     net::{SocketAddr, TcpListener},
+    num::NonZero,
     path::Path,
     sync::{Arc, Mutex, mpsc::Receiver},
     time::Instant,
@@ -24,13 +25,14 @@ use crate::{
         watch::{Contents, Wanted},
     },
     device::tun::{Tun, TunSettings},
+    engine::FlowDirectory,
     host::{
         self, HostSettings,
         conntrack::{self, TunnelFlows},
         rights::{self, RightsError},
     },
     identity::WallClock,
-    io::{self, Command, ShardHandle, Underlay, UnderlaySettings},
+    io::{self, Shards, Underlay, UnderlaySettings},
     metrics::Metrics,
     shard::{Event, Shard, ShardSettings},
     store::{self, InstanceLock, TunnelSecrets},
@@ -78,7 +80,7 @@ pub struct Started {
 struct Prepared {
     lock: InstanceLock,
     secrets: TunnelSecrets,
-    underlay: Underlay,
+    underlays: Vec<Underlay>,
     admin: UnixListener,
     metrics: Option<TcpListener>,
     host: HostSettings,
@@ -120,15 +122,15 @@ pub async fn start(path: &Path, configuration: Configuration) -> Result<Started,
     let Prepared {
         lock,
         secrets,
-        underlay,
+        underlays,
         admin,
         metrics: metrics_listener,
         host,
         mtu,
     } = prepared;
     let mut added = Added::default();
-    let running = establish(&configuration, &host, secrets, underlay, mtu, &mut added).await;
-    let (shard, events) = match running {
+    let running = establish(&configuration, &host, &secrets, underlays, mtu, &mut added).await;
+    let (shards, events) = match running {
         Ok(running) => running,
         Err(error) => {
             if added.rules {
@@ -145,7 +147,7 @@ pub async fn start(path: &Path, configuration: Configuration) -> Result<Started,
         path: path.into(),
         host,
         active: ArcSwap::from_pointee(configuration),
-        shard,
+        shards,
         events: Arc::new(EventLog::new(Arc::clone(&metrics))),
         flow_log: FlowLog::default(),
         metrics,
@@ -194,13 +196,16 @@ fn prepare(configuration: &Configuration) -> anyhow::Result<Prepared> {
     let host = settings.host(rustix::process::geteuid().as_raw());
     let mtu = host::underlay_mtu(&host.tun_name).context("cannot read the MTU of the underlay")?;
     let listen = settings.listen.socket_address();
-    let underlay = Underlay::bind(&UnderlaySettings {
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let shards = settings.shard_count(processors);
+    let underlay = UnderlaySettings {
         listen,
         mark: host.bypass_mark,
         send_buffer: SEND_BUFFER,
         receive_buffer: RECEIVE_BUFFER,
-    })
-    .with_context(|| format!("cannot listen at UDP {listen}"))?;
+    };
+    let underlays = Underlay::bind_group(&underlay, shards)
+        .with_context(|| format!("cannot listen at UDP {listen}"))?;
     let metrics = settings
         .metrics
         .as_ref()
@@ -210,7 +215,7 @@ fn prepare(configuration: &Configuration) -> anyhow::Result<Prepared> {
     Ok(Prepared {
         lock,
         secrets,
-        underlay,
+        underlays,
         admin,
         metrics,
         host,
@@ -228,26 +233,28 @@ fn listen_tcp(address: SocketAddr) -> anyhow::Result<TcpListener> {
     Ok(listener)
 }
 
-/// Changes the host and starts the shard: rules, device, routes, in this order, so that at no moment a packet that must
+/// Changes the host and starts the shards: rules, device, routes, in this order, so that at no moment a packet that must
 /// be encrypted finds a way out.
 async fn establish(
     configuration: &Configuration,
     host: &HostSettings,
-    secrets: TunnelSecrets,
-    underlay: Underlay,
+    secrets: &TunnelSecrets,
+    underlays: Vec<Underlay>,
     underlay_mtu: u16,
     added: &mut Added,
-) -> anyhow::Result<(ShardHandle, Receiver<Event>)> {
+) -> anyhow::Result<(Shards, Receiver<Event>)> {
+    let shards = u8::try_from(underlays.len())?;
     let settings = &configuration.settings;
     let stood = host::install_rules(host, configuration.compiled.steering())
         .context("cannot install the kernel's rules")?;
     added.rules = !stood;
-    let tun = Tun::open(&TunSettings {
+    let tun = TunSettings {
         name: host.tun_name.clone(),
         mtu: settings.tun.mtu.map_or(underlay_mtu, |mtu| mtu.get()),
         queue_length: settings.tun.queue_length,
-    })
-    .with_context(|| format!("cannot open the TUN {}", host.tun_name))?;
+    };
+    let tuns = Tun::open_queues(&tun, shards)
+        .with_context(|| format!("cannot open the TUN {}", host.tun_name))?;
     added.tun = true;
     if !tun.udp_offload() {
         tracing::info!(
@@ -259,40 +266,62 @@ async fn establish(
         .context("cannot install routes")?;
     let clock = WallClock::default();
     clock.set(unix_now());
-    let shard_settings = ShardSettings {
-        tunnel: TunnelSettings {
-            rng_seed: store::secrets::random()?,
-            connection_id_key: secrets.connection_id_key,
-            reset_key: secrets.reset_key,
-            token_key: secrets.token_key,
-            clock: clock.clone(),
-            max_udp_payload: underlay_mtu.saturating_sub(SMALLEST_OUTER),
-            lane: 0,
-            max_incoming: settings.limits.incoming_handshakes,
-            retry_above: settings.limits.retry_above,
-            congestion: settings.congestion,
-            max_in_flight: MAX_IN_FLIGHT,
-            idle_close: settings.limits.idle_close(),
-        },
-        engine: settings.engine(),
-        underlay_mtu,
-        udp_offload: tun.udp_offload(),
-    };
-    let identities = Arc::clone(&configuration.identities);
-    let shard = Shard::new(
-        shard_settings,
-        identities,
-        Arc::clone(&configuration.compiled),
-    )
-    .context("cannot set up TLS and QUIC")?;
-    let (handle, events) =
-        io::spawn(shard, tun, underlay, clock).context("cannot start the data plane")?;
-    seed(&handle, host);
-    Ok((handle, events))
+    let directory = Arc::new(FlowDirectory::default());
+    let mut parts = Vec::new();
+    for (lane, (tun, underlay)) in (0..shards).zip(tuns.into_iter().zip(underlays)) {
+        let engine = settings.engine(shards);
+        let tunnel = tunnel_settings(configuration, secrets, (lane, shards), underlay_mtu, &clock)?;
+        let shard = Shard::new(
+            ShardSettings {
+                tunnel,
+                engine,
+                underlay_mtu,
+                udp_offload: tun.udp_offload(),
+            },
+            Arc::clone(&configuration.identities),
+            Arc::clone(&configuration.compiled),
+        )
+        .context("cannot set up TLS and QUIC")?;
+        let shard = match shards {
+            1 => shard,
+            _ => shard.with_directory(Arc::clone(&directory)),
+        };
+        parts.push((shard, tun, underlay));
+    }
+    let (running, events) = io::spawn_all(parts, &clock).context("cannot start the data plane")?;
+    seed(&running, host);
+    Ok((running, events))
+}
+
+/// The tunnels of shard `lane` of so many. The secrets are the same for all: what reaches the wrong one, because a
+/// predecessor had more of them, is known to be ours.
+fn tunnel_settings(
+    configuration: &Configuration,
+    secrets: &TunnelSecrets,
+    (lane, shards): (u8, u8),
+    underlay_mtu: u16,
+    clock: &WallClock,
+) -> anyhow::Result<TunnelSettings> {
+    let settings = &configuration.settings;
+    let share = |bound: usize| bound.div_ceil(usize::from(shards));
+    Ok(TunnelSettings {
+        rng_seed: store::secrets::random()?,
+        connection_id_key: secrets.connection_id_key,
+        reset_key: secrets.reset_key,
+        token_key: secrets.token_key,
+        clock: clock.clone(),
+        max_udp_payload: underlay_mtu.saturating_sub(SMALLEST_OUTER),
+        lane,
+        max_incoming: share(settings.limits.incoming_handshakes),
+        retry_above: share(settings.limits.retry_above),
+        congestion: settings.congestion,
+        max_in_flight: MAX_IN_FLIGHT,
+        idle_close: settings.limits.idle_close(),
+    })
 }
 
 /// Flows that a predecessor left in conntrack go on. Without the list they go on as well, once their own end sends.
-fn seed(shard: &ShardHandle, host: &HostSettings) {
+fn seed(shards: &Shards, host: &HostSettings) {
     match conntrack::tunnel_flows(host) {
         Ok(found) if found.flows.is_empty() => {}
         Ok(TunnelFlows { flows, complete }) => {
@@ -303,7 +332,7 @@ fn seed(shard: &ShardHandle, host: &HostSettings) {
                     "conntrack may hold more flows than are taken over; the others go on when their own end sends"
                 );
             }
-            if let Err(error) = shard.send(Command::Seed(flows)) {
+            if let Err(error) = shards.seed(flows) {
                 tracing::warn!(error = %error, "cannot pass on the flows of conntrack");
             }
         }

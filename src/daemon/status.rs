@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    shard::{FlowSnapshot, PacketCounts, ShardSnapshot},
+    shard::{FlowSnapshot, PacketCounts, ShardCounts, ShardSnapshot},
     spiffe::SpiffeId,
     tunnel::{TunnelSnapshot, TunnelState},
     wire::FiveTuple,
@@ -59,6 +59,30 @@ pub struct Status {
     pub packets: PacketStatus,
     /// Bytes that wait for tunnels.
     pub pending_bytes: usize,
+    /// What each shard has of it.
+    #[serde(default)]
+    pub shards: Vec<ShardPart>,
+}
+
+/// What one shard has of a daemon's flows, tunnels and packets.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct ShardPart {
+    /// Flows.
+    pub flows: usize,
+    /// Tunnels that carry packets.
+    pub tunnels_up: usize,
+    /// Packets and bytes through its doors.
+    pub packets: PacketStatus,
+}
+
+impl From<ShardCounts> for ShardPart {
+    fn from(counts: ShardCounts) -> Self {
+        Self {
+            flows: counts.flows,
+            tunnels_up: counts.tunnels_up,
+            packets: counts.packets.into(),
+        }
+    }
 }
 
 /// One line of health.
@@ -119,6 +143,9 @@ pub struct TunnelStatus {
     pub peer: SpiffeId,
     /// Where its daemon is dialled.
     pub gateway: SocketAddr,
+    /// Which of several tunnels between the two: the number of the shard that dials it.
+    #[serde(default)]
+    pub lane: u8,
     /// Where packets go at present.
     pub remote: Option<SocketAddr>,
     /// `idle`, `dialing`, `up`, `draining`, `backoff` or `refused`.
@@ -163,6 +190,7 @@ impl From<TunnelSnapshot> for TunnelStatus {
             local: tunnel.local,
             peer: tunnel.peer,
             gateway: tunnel.gateway,
+            lane: tunnel.lane,
             remote: tunnel.remote,
             dialled: tunnel.dialled,
             up_seconds: tunnel.up_seconds,
@@ -284,6 +312,7 @@ pub(super) struct ShardStatus {
     pub(super) drops: BTreeMap<String, u64>,
     pub(super) packets: PacketStatus,
     pub(super) pending_bytes: usize,
+    pub(super) shards: Vec<ShardPart>,
 }
 
 impl From<ShardSnapshot> for ShardStatus {
@@ -299,6 +328,7 @@ impl From<ShardSnapshot> for ShardStatus {
                 .collect(),
             packets: snapshot.packets.into(),
             pending_bytes: snapshot.pending_bytes,
+            shards: snapshot.shards.into_iter().map(Into::into).collect(),
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::{
         conntrack::{self, PlainFlow},
         sockets::{self, Destroyed},
     },
-    io::{Command, ShardHandle},
+    io::{Command, Shards},
     policy::{Compiled, HostFacts, Steering},
     wire::{FiveTuple, protocol},
 };
@@ -20,7 +20,7 @@ const DHCP: (u16, u16) = (67, 68);
 
 /// Ends the plaintext flows that `new` forbids and `old` did not. To be called when the rules of `new` stand: no such
 /// flow begins any more. What cannot be ended is logged; it is held back all the same.
-pub fn cut(host: &HostSettings, shard: &ShardHandle, old: &Compiled, new: &Compiled) {
+pub fn cut(host: &HostSettings, shards: &Shards, old: &Compiled, new: &Compiled) {
     let [old, new] = [old, new].map(|policy| Boundary {
         steering: policy.steering(),
         facts: policy.host(),
@@ -28,7 +28,7 @@ pub fn cut(host: &HostSettings, shard: &ShardHandle, old: &Compiled, new: &Compi
     if old.steering == new.steering {
         return;
     }
-    match end(host, shard, |flow| new.forbids(flow) && !old.forbids(flow)) {
+    match end(host, shards, |flow| new.forbids(flow) && !old.forbids(flow)) {
         Ok((flows, _)) if flows.is_empty() => {}
         Ok((flows, destroyed)) => tell(&flows, &destroyed),
         Err(error) => tracing::error!(
@@ -43,7 +43,7 @@ pub fn cut(host: &HostSettings, shard: &ShardHandle, old: &Compiled, new: &Compi
 /// the shard answers. Then the entries, so that what comes next of a flow begins anew and meets the new rules.
 fn end(
     host: &HostSettings,
-    shard: &ShardHandle,
+    shards: &Shards,
     is_forbidden: impl Fn(&FiveTuple) -> bool,
 ) -> Result<(Vec<PlainFlow>, Destroyed), HostError> {
     let flows = conntrack::plain_flows(host, is_forbidden)?;
@@ -64,7 +64,7 @@ fn end(
         .filter(|tuple| !ended.contains(tuple) && !ended.contains(&tuple.reversed()))
         .collect();
     if !left.is_empty()
-        && let Err(error) = shard.send(Command::Cut(left))
+        && let Err(error) = shards.send_all(|| Command::Cut(left.clone()))
     {
         tracing::warn!(error = %error, "cannot pass on connections that are to be reset; they time out");
     }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{
     engine::{Flow, Opener},
     shard::Shard,
-    tunnel::TunnelSnapshot,
+    tunnel::{TunnelSnapshot, TunnelState},
     wire::{DropReason, FiveTuple},
 };
 
@@ -61,6 +61,49 @@ pub struct ShardSnapshot {
     pub packets: PacketCounts,
     /// Bytes that wait for tunnels.
     pub pending_bytes: usize,
+    /// What each shard has of it, in the order of their numbers.
+    pub shards: Vec<ShardCounts>,
+}
+
+/// The part of one shard.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct ShardCounts {
+    /// Flows.
+    pub flows: usize,
+    /// Tunnels with a session.
+    pub tunnels_up: usize,
+    /// Packets and bytes.
+    pub packets: PacketCounts,
+}
+
+impl ShardSnapshot {
+    /// Several shards as one, in the order of their numbers; `None` of none.
+    pub fn merge(all: Vec<Self>) -> Option<Self> {
+        all.into_iter().reduce(Self::and)
+    }
+
+    fn and(mut self, mut other: Self) -> Self {
+        self.generation = self.generation.min(other.generation);
+        self.tunnels.append(&mut other.tunnels);
+        self.flows.append(&mut other.flows);
+        self.flow_count += other.flow_count;
+        for (reason, count) in other.drops {
+            *self.drops.entry(reason).or_default() += count;
+        }
+        self.packets.add(other.packets);
+        self.pending_bytes += other.pending_bytes;
+        self.shards.append(&mut other.shards);
+        self
+    }
+}
+
+impl PacketCounts {
+    const fn add(&mut self, other: Self) {
+        self.device_packets += other.device_packets;
+        self.device_bytes += other.device_bytes;
+        self.tunnel_packets += other.tunnel_packets;
+        self.tunnel_bytes += other.tunnel_bytes;
+    }
 }
 
 const FLOWS_SHOWN: usize = 1_000;
@@ -71,10 +114,18 @@ impl Shard {
         if let Some(now) = self.now {
             self.settle(now);
         }
+        let tunnels = self.tunnels.snapshot(&self.keys);
+        let is_up = |tunnel: &&TunnelSnapshot| matches!(tunnel.state, TunnelState::Up);
+        let tunnels_up = tunnels.iter().filter(is_up).count();
         let flows = self.engine.flows();
+        let counts = ShardCounts {
+            flows: flows.len(),
+            tunnels_up,
+            packets: self.counts,
+        };
         ShardSnapshot {
             generation: self.engine.policy().generation(),
-            tunnels: self.tunnels.snapshot(&self.keys),
+            tunnels,
             flows: flows
                 .iter()
                 .take(FLOWS_SHOWN)
@@ -84,6 +135,7 @@ impl Shard {
             drops: self.engine.drops().iter().collect(),
             packets: self.counts,
             pending_bytes: self.engine.pending_mut().bytes(),
+            shards: vec![counts],
         }
     }
 

@@ -47,6 +47,32 @@ impl TryFrom<u16> for Seconds {
     }
 }
 
+/// How many shards a daemon has.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(try_from = "u16")]
+pub struct ShardCount(pub(super) u8);
+
+impl ShardCount {
+    /// More would be more threads than any host's network card has queues for.
+    const MAX: u16 = 64;
+
+    /// The number.
+    pub const fn get(self) -> u8 {
+        self.0
+    }
+}
+
+impl TryFrom<u16> for ShardCount {
+    type Error = String;
+
+    fn try_from(number: u16) -> Result<Self, Self::Error> {
+        match u8::try_from(number) {
+            Ok(small) if (1..=Self::MAX).contains(&number) => Ok(Self(small)),
+            Ok(_) | Err(_) => Err(format!("{number} shards, expected 1 to {}", Self::MAX)),
+        }
+    }
+}
+
 /// Bits of the packet mark.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 #[serde(try_from = "RawMarks")]
