@@ -4,6 +4,8 @@
 
 #[path = "sim/host.rs"]
 mod host;
+#[path = "sim/lanes.rs"]
+mod lanes;
 #[path = "sim/world.rs"]
 mod world;
 

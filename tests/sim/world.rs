@@ -10,12 +10,12 @@ use std::{
 
 use bytes::BytesMut;
 use identun::{
-    engine::EngineLimits,
+    engine::{EngineLimits, FlowDirectory},
     identity::{Identities, Identity, TrustBundles, WallClock},
     policy::{Compiled, HostFacts, MeshSettings, SourceFile, load::load},
     shard::{Event, Shard, ShardSettings},
     spiffe::{SpiffeId, TrustDomain},
-    tunnel::{Congestion, TunnelSettings, UnderlayDatagram},
+    tunnel::{Congestion, TunnelSettings, UnderlayDatagram, shard_octet},
     wire::virtio::VIRTIO_HEADER_LEN,
 };
 
@@ -64,6 +64,8 @@ pub(crate) struct Node {
     pub(crate) events: Vec<Event>,
     identities: Arc<Identities>,
     seed: u8,
+    /// The number of the shard on its host.
+    lane: u8,
     held: Vec<Vec<u8>>,
 }
 
@@ -85,6 +87,10 @@ pub(crate) struct World {
     pub(crate) overheard: Vec<Vec<u8>>,
     /// The underlay leads this address elsewhere.
     pub(crate) reroutes: BTreeMap<IpAddr, IpAddr>,
+    /// The frames of this node's applications are read by the shard of another node.
+    pub(crate) strays: BTreeMap<usize, usize>,
+    /// What this node's shard delivers goes to the applications of another node.
+    pub(crate) deliveries: BTreeMap<usize, usize>,
     /// Underlay addresses that nothing reaches and nothing leaves.
     pub(crate) cut: Vec<IpAddr>,
     clock: WallClock,
@@ -119,6 +125,8 @@ impl World {
             nodes: Vec::new(),
             overheard: Vec::new(),
             reroutes: BTreeMap::new(),
+            strays: BTreeMap::new(),
+            deliveries: BTreeMap::new(),
             cut: Vec::new(),
             clock,
             ca: Authority::new(),
@@ -150,7 +158,7 @@ impl World {
             .iter()
             .map(|address| address.parse().unwrap())
             .collect();
-        let shard = self.shard(&identities, underlay, seed);
+        let shard = self.shard(&identities, underlay, seed, 0);
         let stack = Host::new(&addresses);
         self.nodes.push(Node {
             stack,
@@ -159,6 +167,7 @@ impl World {
             events: Vec::new(),
             identities,
             seed,
+            lane: 0,
             held: Vec::new(),
         });
         self.nodes.len() - 1
@@ -170,7 +179,32 @@ impl World {
             Arc::clone(&self.nodes[node].identities),
             self.nodes[node].underlay,
         );
-        self.nodes[node].shard = self.shard(&identities, underlay, self.nodes[node].seed);
+        let (seed, lane) = (self.nodes[node].seed, self.nodes[node].lane);
+        self.nodes[node].shard = self.shard(&identities, underlay, seed, lane);
+    }
+
+    /// A second shard on the host of `node`, for other applications with the same addresses. Neither has flows yet.
+    pub(crate) fn add_shard(&mut self, node: usize, addresses: &[IpAddr]) -> usize {
+        let directory = Arc::new(FlowDirectory::default());
+        let (identities, underlay) = (
+            Arc::clone(&self.nodes[node].identities),
+            self.nodes[node].underlay,
+        );
+        let seed = self.nodes[node].seed;
+        let first = self.shard(&identities, underlay, seed, 0);
+        self.nodes[node].shard = first.with_directory(Arc::clone(&directory));
+        let second = self.shard(&identities, underlay, seed, 1);
+        self.nodes.push(Node {
+            stack: Host::new(addresses),
+            shard: second.with_directory(directory),
+            underlay,
+            events: Vec::new(),
+            identities,
+            seed,
+            lane: 1,
+            held: Vec::new(),
+        });
+        self.nodes.len() - 1
     }
 
     /// The policy changes on one host.
@@ -204,10 +238,11 @@ impl World {
         Arc::new(compiled.unwrap_or_else(|| panic!("{found:#?}")))
     }
 
-    fn shard(&self, identities: &Arc<Identities>, underlay: IpAddr, seed: u8) -> Shard {
+    fn shard(&self, identities: &Arc<Identities>, underlay: IpAddr, seed: u8, lane: u8) -> Shard {
         let compiled = self.compile(identities, underlay, 1);
         // A restarted daemon has the same keys and another seed.
         let mut rng_seed = [seed; 32];
+        rng_seed[31] ^= lane;
         rng_seed[..16].copy_from_slice(&self.elapsed.as_nanos().to_le_bytes());
         let tunnel = TunnelSettings {
             rng_seed,
@@ -216,7 +251,7 @@ impl World {
             token_key: [seed; 32],
             clock: self.clock.clone(),
             max_udp_payload: 1472,
-            lane: 0,
+            lane,
             max_incoming: 64,
             retry_above: 32,
             congestion: Congestion::default(),
@@ -285,9 +320,11 @@ impl World {
 
     fn turn(&mut self, index: usize) -> bool {
         let (now, elapsed) = (self.now(), self.elapsed);
+        let reader = self.strays.get(&index).copied().unwrap_or(index);
+        let mut frames = self.nodes[index].stack.run(elapsed);
+        self.nodes[reader].held.append(&mut frames);
+        let mut moved = reader != index && !self.nodes[reader].held.is_empty();
         let node = &mut self.nodes[index];
-        let mut moved = false;
-        node.held.append(&mut node.stack.run(elapsed));
         while !node.held.is_empty() && node.shard.wants_device() {
             let mut frame = vec![0; VIRTIO_HEADER_LEN];
             frame.append(&mut node.held.remove(0));
@@ -310,16 +347,34 @@ impl World {
                     .map(|datagram| (from, transmit.remote, datagram.to_vec())),
             );
         }
+        let mut delivered = Vec::new();
         while node.shard.poll_device(&mut buffer) {
-            node.stack.receive(&buffer[VIRTIO_HEADER_LEN..]);
+            delivered.push(buffer[VIRTIO_HEADER_LEN..].to_vec());
             moved = true;
         }
         while let Some(event) = node.shard.poll_event() {
             node.events.push(event);
         }
-        moved |= !sent.is_empty();
+        moved |= !sent.is_empty() | self.hand_over(index);
+        let receiver = self.deliveries.get(&index).copied().unwrap_or(index);
+        for packet in delivered {
+            self.nodes[receiver].stack.receive(&packet);
+        }
         for (from, to, data) in sent {
             self.fly(from, to, data);
+        }
+        moved
+    }
+
+    /// What a shard has for the others of its host.
+    fn hand_over(&mut self, index: usize) -> bool {
+        let (now, underlay) = (self.now(), self.nodes[index].underlay);
+        let mut moved = false;
+        while let Some((lane, handover)) = self.nodes[index].shard.poll_handover() {
+            let mut nodes = self.nodes.iter_mut();
+            let other = nodes.find(|node| node.underlay == underlay && node.lane == lane);
+            other.unwrap().shard.handle_handover(handover, now);
+            moved = true;
         }
         moved
     }
@@ -360,7 +415,12 @@ impl World {
                 .get(&flying.to.ip())
                 .copied()
                 .unwrap_or_else(|| flying.to.ip());
-            if let Some(node) = self.nodes.iter_mut().find(|node| node.underlay == ip) {
+            let shards = self.nodes.iter().filter(|node| node.underlay == ip).count();
+            let lane = shard_octet(&flying.data).map_or(0, usize::from) % shards.max(1);
+            let mut nodes = self.nodes.iter_mut();
+            if let Some(node) =
+                nodes.find(|node| node.underlay == ip && usize::from(node.lane) == lane)
+            {
                 let data = BytesMut::from(flying.data.as_slice());
                 let datagram = UnderlayDatagram {
                     remote: flying.from,
