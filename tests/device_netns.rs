@@ -117,6 +117,44 @@ fn a_tun_that_is_in_use_is_neither_opened_nor_removed() {
 }
 
 #[test]
+fn queues_are_adopted_and_a_device_with_another_number_of_them_is_replaced() {
+    in_namespace(
+        "queues_are_adopted_and_a_device_with_another_number_of_them_is_replaced",
+        || {
+            let index = || {
+                ip("-o link show identun0")
+                    .split(':')
+                    .next()
+                    .unwrap()
+                    .to_owned()
+            };
+            let open_queues = |queues| Tun::open_queues(&settings(NAME), queues);
+            let three = open_queues(3).unwrap();
+            assert_eq!(three.len(), 3);
+            let first = index();
+            for queues in [1, 2] {
+                let busy = open_queues(queues).unwrap_err();
+                assert!(
+                    matches!(&busy, TunError::Busy { name } if name == NAME),
+                    "{busy}"
+                );
+            }
+            assert!(matches!(Tun::remove(NAME), Err(TunError::Busy { name }) if name == NAME));
+            drop(three);
+            assert_eq!(open_queues(2).unwrap().len(), 2);
+            assert_eq!(index(), first, "it is the same device");
+            drop(open());
+            let second = index();
+            assert_ne!(second, first);
+            assert_eq!(open_queues(2).unwrap().len(), 2);
+            assert_ne!(index(), second);
+            assert!(Tun::remove(NAME).unwrap());
+            assert!(!Tun::remove(NAME).unwrap());
+        },
+    );
+}
+
+#[test]
 fn removing_takes_the_interface_away_and_twice_is_no_error() {
     in_namespace(
         "removing_takes_the_interface_away_and_twice_is_no_error",

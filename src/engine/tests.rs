@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+mod elsewhere;
 mod live;
 
 use super::*;
