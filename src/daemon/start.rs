@@ -256,7 +256,7 @@ async fn establish(
     let tuns = Tun::open_queues(&tun, shards)
         .with_context(|| format!("cannot open the TUN {}", host.tun_name))?;
     added.tun = true;
-    if !tun.udp_offload() {
+    if !tuns.iter().all(Tun::udp_offload) {
         tracing::info!(
             "this kernel's TUN takes no UDP super-packets (USO, Linux 6.2); UDP is not joined, which costs more CPU"
         );
