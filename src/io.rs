@@ -5,6 +5,7 @@
 
 mod counts;
 mod neighbours;
+mod outgoing;
 mod poller;
 mod receive;
 mod reuseport;
