@@ -2,7 +2,7 @@
 //!
 //! Inner TCP has a controller of its own; a second one around it costs throughput and reacts twice to the same loss
 //! (performance.md §3, rule 8). The bound keeps the memory of a black-holed path finite, and it follows the path's length:
-//! what a fast path holds, and a little for the peer's socket, which loses what it has no room for. RFC 9484 §8 asks senders
+//! what a fast path holds, and a little for the peer's socket, which loses what it has no room for. RFC 9484 §10 asks senders
 //! of IP packets in datagrams to bear in mind that these carry congestion-controlled traffic already, and for such a
 //! sender outer packets are sent as Not-ECT (the caller clears the ECN bits).
 //!
