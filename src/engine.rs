@@ -197,7 +197,10 @@ impl Engine {
     /// The next event for the control plane.
     pub fn poll_event(&mut self) -> Option<EngineEvent> {
         if let Some((tuple, summary)) = self.flows.poll_evicted() {
-            self.leave(&tuple);
+            // A new connection may have taken the ports meanwhile.
+            if self.flows.find(&tuple).is_none() {
+                self.leave(&tuple);
+            }
             return Some(EngineEvent::FlowClosed { tuple, summary });
         }
         self.events.pop_front()

@@ -232,9 +232,8 @@ impl Engine {
             keys.key(other)
                 .is_some_and(|other| other.local == key.local && other.peer == key.peer)
         };
-        let pair = Pair::of(key);
         let elsewhere = known.map_or_else(|| self.owner_elsewhere(&local), |_| None);
-        if elsewhere.is_some_and(|owner| owner.pair != pair) {
+        if elsewhere.is_some_and(|owner| owner.pair != Pair::of(key)) {
             let code = FlowRefusedCode::UnknownSource;
             let refused = Refused::telling(DropReason::ForeignSource, code);
             return self.drop_ingress(tunnel, Some(key), tuple, refused, now);

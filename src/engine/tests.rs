@@ -361,18 +361,21 @@ fn a_flow_that_changes_its_tunnel_at_every_packet_costs_no_memory() {
     }
 }
 
+/// Room for four flows, two of a tunnel.
+fn few_flows() -> EngineLimits {
+    EngineLimits {
+        flows: FlowLimits {
+            total: 4,
+            per_tunnel: 2,
+            ..FlowLimits::default()
+        },
+        ..EngineLimits::default()
+    }
+}
+
 #[test]
 fn connections_that_ended_make_room_for_new_ones() {
-    let flows = FlowLimits {
-        total: 4,
-        per_tunnel: 2,
-        ..FlowLimits::default()
-    };
-    let limits = EngineLimits {
-        flows,
-        ..EngineLimits::default()
-    };
-    let mut rig = rig_with("STRICT", limits);
+    let mut rig = rig_with("STRICT", few_flows());
     let b = rig.b();
     for port in 1..=50 {
         assert!(rig.delivers(b, &tcp(B, A, [port, PORT], SYN)), "{port}");
@@ -388,16 +391,7 @@ fn connections_that_ended_make_room_for_new_ones() {
 
 #[test]
 fn a_tunnel_that_fills_its_share_leaves_the_others_theirs() {
-    let flows = FlowLimits {
-        total: 4,
-        per_tunnel: 2,
-        ..FlowLimits::default()
-    };
-    let limits = EngineLimits {
-        flows,
-        ..EngineLimits::default()
-    };
-    let mut rig = rig_with("STRICT", limits);
+    let mut rig = rig_with("STRICT", few_flows());
     let (b, c) = (rig.b(), rig.c());
     for port in 1..=2 {
         assert!(rig.delivers(b, &tcp(B, A, [port, PORT], SYN)));

@@ -89,3 +89,25 @@ fn a_flow_found_in_conntrack_goes_to_whichever_shard_gets_its_next_packet() {
     assert!(first.engine.flows().is_empty());
     assert!(is_elsewhere(&first.out(&packet), 1));
 }
+
+#[test]
+fn what_made_room_is_in_no_directory_and_what_took_its_ports_is() {
+    let directory = Arc::new(FlowDirectory::default());
+    let rig = rig_with("STRICT", few_flows());
+    let seat = Seat::new(Arc::clone(&directory), 0);
+    let mut rig = Rig {
+        engine: rig.engine.with_seat(0, Some(seat)),
+        ..rig
+    };
+    let b = rig.b();
+    let mut connect = |port| {
+        rig.now += Duration::from_millis(1);
+        assert!(rig.delivers(b, &tcp(B, A, [port, PORT], SYN)), "{port}");
+        assert!(rig.delivers(b, &tcp(B, A, [port, PORT], ACK | FIN)));
+    };
+    // the first makes room, and comes back before anybody was told
+    [1, 2, 3, 1].into_iter().for_each(&mut connect);
+    while rig.engine.poll_event().is_some() {}
+    assert_eq!(rig.engine.flows().len(), 2);
+    assert_eq!(directory.len(), 2);
+}
