@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use ipnetwork::IpNetwork;
 
-use self::program::{Asked, Program, RuleId};
+use self::program::{Asked, Program, Rule, RulesAt};
 use crate::{
     policy::{
         MeshSettings, ReasonCode, Resources,
@@ -68,7 +68,6 @@ pub(crate) struct Known {
     pub(crate) selector: Option<Labels>,
     action: Action,
     dry_run: bool,
-    rules: Vec<KnownRule>,
 }
 
 #[derive(Debug)]
@@ -82,66 +81,86 @@ struct KnownRule {
 #[derive(Debug)]
 pub(crate) struct Authorizations {
     policies: Vec<Known>,
+    /// Those of a policy follow one another.
+    rules: Vec<KnownRule>,
     program: Program,
-    by_workload: Vec<Applying>,
-    /// What [`Applying`] counts.
-    applying: Vec<Applied>,
+    /// Policies that apply to a workload, by kind and each kind in its order; those of a workload follow one another.
+    applied: Vec<Applied>,
+    /// Where in `applied` those of each workload begin; they end where the next workload's begin.
+    by_workload: Vec<u32>,
 }
 
-/// A policy that applies, and its rules in the program, which follow one another: all that a call needs that does not
-/// match.
+/// A policy that applies, and where its rules are: all that a call needs that does not match, and to name the rule
+/// that does.
 #[derive(Clone, Copy, Debug)]
 struct Applied {
-    number: u32,
-    first: RuleId,
-    count: u32,
+    policy: u32,
+    kind: Kind,
+    /// The first of its [`KnownRule`]s.
+    rule: u32,
+    /// Their tests.
+    tests: RulesAt,
 }
 
-/// Policies that apply to a workload, each kind in its order: so many numbers from `begin` on.
-#[derive(Clone, Copy, Debug, Default)]
-struct Applying {
-    begin: u32,
-    deny: u32,
-    allow: u32,
-    /// Dry runs and AUDIT: told, never enforced.
-    told: u32,
+/// What a policy is applied as, in the order of asking.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Kind {
+    Deny,
+    Allow,
+    /// A dry run or AUDIT: told, never enforced.
+    Told,
 }
 
-impl Applied {
-    /// The policy's rules in the program, each with its index.
-    fn rules(&self) -> impl Iterator<Item = (usize, RuleId)> + use<> {
-        let first = self.first;
-        let ids = (0..self.count).map(move |index| first.plus(index));
-        ids.enumerate()
+impl Kind {
+    const fn of(policy: &AuthorizationPolicy) -> Self {
+        match policy.action {
+            _ if policy.dry_run => Self::Told,
+            Action::Allow => Self::Allow,
+            Action::Audit => Self::Told,
+            Action::Deny => Self::Deny,
+        }
     }
 }
 
 impl Authorizations {
     /// Finds for each workload of `registry` the policies that apply to it.
     pub(crate) fn new(resources: &Resources, mesh: &MeshSettings, registry: &Registry) -> Self {
-        let mut program = Program::new(mesh);
         let written = &resources.authorization_policies;
-        let applied: Vec<_> = (0..)
-            .zip(written)
-            .map(|(number, policy)| applied(number, policy, &mut program))
-            .collect();
         let mut authorizations = Self {
             policies: written.iter().map(known).collect(),
-            program,
-            by_workload: Vec::new(),
-            applying: Vec::new(),
+            rules: Vec::new(),
+            program: Program::new(mesh),
+            applied: Vec::new(),
+            by_workload: vec![0],
         };
+        let applied: Vec<_> = (0..)
+            .zip(written)
+            .map(|(number, policy)| authorizations.add(number, policy))
+            .collect();
         let selectors = Selectors::new(
             written
                 .iter()
                 .map(|policy| (&policy.resource.namespace, policy.selector.as_ref())),
         );
         for workload in registry.workloads() {
-            let root = &mesh.root_namespace;
-            let applying = authorizations.apply(&applied, &selectors, root, workload);
-            authorizations.by_workload.push(applying);
+            authorizations.apply(&applied, &selectors, &mesh.root_namespace, workload);
         }
         authorizations
+    }
+
+    fn add(&mut self, policy: u32, written: &AuthorizationPolicy) -> Applied {
+        let rule = place_in(&self.rules);
+        self.rules
+            .extend(written.rules.iter().map(|rule| KnownRule {
+                place: rule.place.clone(),
+                number: rule.number,
+            }));
+        Applied {
+            policy,
+            kind: Kind::of(written),
+            rule,
+            tests: self.program.add(&written.rules),
+        }
     }
 
     /// Policies of the workload's namespace and of the root namespace, without a selector or with one that selects it.
@@ -151,7 +170,7 @@ impl Authorizations {
         selectors: &Selectors,
         root: &Arc<str>,
         workload: &RegisteredWorkload,
-    ) -> Applying {
+    ) {
         let own = &workload.namespace;
         let namespaces = [Some(own), (root != own).then_some(root)];
         let mut numbers = Vec::new();
@@ -162,30 +181,12 @@ impl Authorizations {
             }));
         }
         numbers.sort_unstable();
-        let kind_of = |policy: &Known| match policy.action {
-            _ if policy.dry_run => 2,
-            Action::Audit => 2,
-            Action::Allow => 1,
-            Action::Deny => 0,
-        };
-        let begin = self.applying.len();
-        let mut counts = [0_u32; 3];
-        for (kind, count) in counts.iter_mut().enumerate() {
-            for number in &numbers {
-                let policy = self.policies.get(*number);
-                if policy.is_some_and(|policy| kind_of(policy) == kind) {
-                    self.applying.extend(applied.get(*number));
-                    *count += 1;
-                }
-            }
+        let applying = numbers.iter().filter_map(|number| applied.get(*number));
+        for kind in [Kind::Deny, Kind::Allow, Kind::Told] {
+            let of_kind = applying.clone().filter(|applied| applied.kind == kind);
+            self.applied.extend(of_kind);
         }
-        let [deny, allow, told] = counts;
-        Applying {
-            begin: u32::try_from(begin).unwrap_or(u32::MAX),
-            deny,
-            allow,
-            told,
-        }
+        self.by_workload.push(place_in(&self.applied));
     }
 
     /// DENY before ALLOW; without an ALLOW policy everything else is allowed (policy.md 5.2).
@@ -195,29 +196,34 @@ impl Authorizations {
         call: &Call<'_>,
         trace: &mut T,
     ) -> Authorization<'_> {
-        let Some(&applying) = self.by_workload.get(workload.number) else {
-            return ALLOWED;
-        };
+        let applied = self.applied(workload);
         let asked = Asked::new(call);
         if T::ON {
-            self.tell_unenforced(applying, &asked, trace);
+            self.tell_unenforced(applied, &asked, trace);
         }
-        for policy in self.denying(applying) {
-            if let Some(rule) = self.matching(policy, Action::Deny, &asked, trace) {
-                return refused(Refusal::Denied, rule);
-            }
-        }
-        let allowing = self.allowing(applying);
-        for policy in allowing {
-            if let Some(rule) = self.matching(policy, Action::Allow, &asked, trace) {
+        let mut unmatched = None;
+        for policy in applied {
+            let action = match policy.kind {
+                Kind::Deny => Action::Deny,
+                Kind::Allow => Action::Allow,
+                Kind::Told => break,
+            };
+            if let Some(rule) = self.matching(policy, action, &asked, trace) {
+                let refusal = (policy.kind == Kind::Deny).then_some(Refusal::Denied);
                 return Authorization {
-                    refusal: None,
+                    refusal,
                     rule: Some(rule),
                 };
             }
+            if policy.kind == Kind::Allow {
+                unmatched = unmatched.or(Some(policy));
+            }
         }
-        match allowing.first().and_then(|first| self.policy(first)) {
-            Some(first) => refused(Refusal::NotAllowed, rule_at(first, None)),
+        match unmatched.and_then(|first| self.policy(first)) {
+            Some(first) => Authorization {
+                refusal: Some(Refusal::NotAllowed),
+                rule: Some(rule_at(first, None)),
+            },
             None => ALLOWED,
         }
     }
@@ -241,11 +247,8 @@ impl Authorizations {
         &self,
         workload: &RegisteredWorkload,
     ) -> impl Iterator<Item = &Known> {
-        let applying = self.by_workload.get(workload.number);
-        let applying = applying.copied().unwrap_or_default();
-        let count = applying.deny + applying.allow + applying.told;
-        let applied = self.applied(applying.begin, count);
-        applied.iter().filter_map(|applied| self.policy(applied))
+        let applied = self.applied(workload).iter();
+        applied.filter_map(|applied| self.policy(applied))
     }
 
     /// Every policy.
@@ -254,36 +257,40 @@ impl Authorizations {
     }
 
     fn policy(&self, applied: &Applied) -> Option<&Known> {
-        self.policies.get(usize::try_from(applied.number).ok()?)
+        self.policies.get(usize::try_from(applied.policy).ok()?)
     }
 
-    fn applied(&self, begin: u32, count: u32) -> &[Applied] {
-        let range = usize::try_from(begin).ok().zip(usize::try_from(count).ok());
-        range
-            .and_then(|(begin, count)| self.applying.get(begin..begin.checked_add(count)?))
+    /// The rule of a policy with this index.
+    fn rule(&self, applied: &Applied, index: usize) -> Option<&KnownRule> {
+        let first = usize::try_from(applied.rule).ok()?;
+        self.rules.get(first.checked_add(index)?)
+    }
+
+    /// The rules of a policy as they are known, and what they test.
+    fn rules(&self, applied: &Applied) -> impl Iterator<Item = (&KnownRule, Rule<'_>)> {
+        let first = usize::try_from(applied.rule).ok();
+        let known = first.and_then(|first| self.rules.get(first..));
+        let known = known.unwrap_or_default().iter();
+        known.zip(self.program.rules(applied.tests))
+    }
+
+    fn applied(&self, workload: &RegisteredWorkload) -> &[Applied] {
+        let place = |workload: usize| {
+            let place = self.by_workload.get(workload)?;
+            usize::try_from(*place).ok()
+        };
+        let next = workload.number.checked_add(1);
+        place(workload.number)
+            .zip(next.and_then(place))
+            .and_then(|(begin, end)| self.applied.get(begin..end))
             .unwrap_or_default()
     }
 
-    fn denying(&self, applying: Applying) -> &[Applied] {
-        self.applied(applying.begin, applying.deny)
-    }
-
-    fn allowing(&self, applying: Applying) -> &[Applied] {
-        self.applied(applying.begin + applying.deny, applying.allow)
-    }
-
-    fn telling(&self, applying: Applying) -> &[Applied] {
-        let begin = applying.begin + applying.deny + applying.allow;
-        self.applied(begin, applying.told)
-    }
-
     /// The enforced rules of a workload.
-    fn enforced(&self, workload: &RegisteredWorkload) -> impl Iterator<Item = RuleId> {
-        let applying = self.by_workload.get(workload.number);
-        let applying = applying.copied().unwrap_or_default();
-        let enforced = self.applied(applying.begin, applying.deny + applying.allow);
-        let rules = enforced.iter().flat_map(Applied::rules);
-        rules.map(|(_, rule)| rule)
+    fn enforced(&self, workload: &RegisteredWorkload) -> impl Iterator<Item = Rule<'_>> {
+        let applied = self.applied(workload).iter();
+        let enforced = applied.filter(|applied| applied.kind != Kind::Told);
+        enforced.flat_map(|applied| self.program.rules(applied.tests))
     }
 
     /// The first rule of a policy that matches.
@@ -294,17 +301,12 @@ impl Authorizations {
         asked: &Asked<'_>,
         trace: &mut T,
     ) -> Option<RuleAt<'a>> {
-        let mut rules = applied.rules();
-        let found = rules.find(|(_, rule)| self.program.matches(*rule, action, asked));
-        if !T::ON && found.is_none() {
-            return None;
-        }
-        let policy = self.policy(applied)?;
-        let rule = found.and_then(|(index, _)| policy.rules.get(index));
+        let found = self.program.first_match(applied.tests, action, asked);
+        let rule = found.and_then(|index| self.rule(applied, index));
         if T::ON {
             self.tell(applied, rule, asked, trace);
         }
-        rule.map(|rule| rule_at(policy, Some(rule)))
+        Some(rule_at(self.policy(applied)?, Some(rule?)))
     }
 }
 
@@ -313,38 +315,19 @@ const ALLOWED: Authorization<'static> = Authorization {
     rule: None,
 };
 
-fn applied(number: u32, policy: &AuthorizationPolicy, program: &mut Program) -> Applied {
-    let first = program.next();
-    for rule in &policy.rules {
-        program.add(rule);
-    }
-    Applied {
-        number,
-        first,
-        count: u32::try_from(policy.rules.len()).unwrap_or_default(),
-    }
-}
-
 fn known(policy: &AuthorizationPolicy) -> Known {
-    let rules = policy.rules.iter().map(|rule| KnownRule {
-        place: rule.place.clone(),
-        number: rule.number,
-    });
     Known {
         resource: policy.resource.clone(),
         place: policy.place.clone(),
         selector: policy.selector.clone(),
         action: policy.action,
         dry_run: policy.dry_run,
-        rules: rules.collect(),
     }
 }
 
-const fn refused(refusal: Refusal, rule: RuleAt<'_>) -> Authorization<'_> {
-    Authorization {
-        refusal: Some(refusal),
-        rule: Some(rule),
-    }
+/// Where the next of a list stands. Lists are bounded far below the end of the number.
+fn place_in<T>(list: &[T]) -> u32 {
+    u32::try_from(list.len()).unwrap_or(u32::MAX)
 }
 
 fn rule_at<'a>(policy: &'a Known, rule: Option<&'a KnownRule>) -> RuleAt<'a> {

@@ -1,22 +1,21 @@
-//! What rules test, laid out for reading: all rules of a policy stand together in three lists, so that a mesh with a
-//! million rules is asked without wandering through memory.
+//! What rules test, laid out for reading: the tests of all rules of a policy stand together, eight bytes each, so that
+//! a mesh with a million rules is asked without wandering through memory.
 
-use std::{cell::OnceCell, net::IpAddr, sync::Arc};
+use std::{borrow::Cow, cell::OnceCell, net::IpAddr, sync::Arc};
 
 use hashbrown::HashMap;
 use ipnetwork::IpNetwork;
 
 use super::Call;
-use crate::policy::{
-    MeshSettings,
-    document::{Action, AuthorizationRule, Clause, StringMatch, Test},
-};
+use crate::policy::document::{Action, StringMatch};
+
+mod build;
 
 /// Every rule's tests.
 #[derive(Debug)]
 pub(super) struct Program {
-    rules: Vec<Parts>,
     tests: Vec<Small>,
+    /// Lists of values, each after its length.
     values: Vec<u32>,
     /// Texts that some rule names exactly, each with its number.
     texts: HashMap<Arc<str>, u32>,
@@ -27,37 +26,50 @@ pub(super) struct Program {
     domains: Vec<Arc<str>>,
 }
 
-/// A rule of the program. Rules that were added together follow one another.
+/// Where the rules of a policy begin; they end with the policy.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct RuleId(u32);
+pub(super) struct RulesAt(u32);
 
-impl RuleId {
-    /// The rule that was added so many after this one.
-    pub(super) const fn plus(self, count: u32) -> Self {
-        Self(self.0.saturating_add(count))
+impl RulesAt {
+    /// Of a policy without rules.
+    const NONE: Self = Self(u32::MAX);
+}
+
+/// The tests of one rule.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rule<'a>(&'a [Small]);
+
+/// One clause.
+#[derive(Clone, Copy, Debug)]
+struct Small {
+    /// The value itself where there is one only, else where the list of values stands.
+    value: u32,
+    kind: Kind,
+    marks: u8,
+    part: Part,
+    ends: Ends,
+}
+
+impl Small {
+    /// The clause holds where its test does not.
+    const NEGATED: u8 = 1;
+    /// There is a list of values.
+    const LIST: u8 = 2;
+
+    const fn has(&self, mark: u8) -> bool {
+        self.marks & mark != 0
     }
 }
 
-/// `from`, `to` and `when`: where each ends; each begins where the one before ends. The first two are alternatives of
-/// groups, the last is one group.
-#[derive(Clone, Copy, Debug)]
-struct Parts {
-    begin: u32,
-    from: u32,
-    to: u32,
-    when: u32,
-}
-
-/// One clause; its values are a range of the program's, or its only value is here.
-#[derive(Clone, Copy, Debug)]
-struct Small {
-    kind: Kind,
-    negated: bool,
-    /// The last of the clauses that must hold together.
-    ends_group: bool,
-    /// The value itself where there is one only.
-    first: u32,
-    count: u32,
+/// What a clause is the last one of; the end of something is the end of all within it.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Ends {
+    Nothing,
+    /// The clauses that must hold together.
+    Group,
+    Part,
+    Rule,
+    Policy,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -79,23 +91,36 @@ const PATTERN: u32 = 1 << 31;
 /// A call, and what of it was looked up already.
 pub(super) struct Asked<'a> {
     call: &'a Call<'a>,
-    principal: OnceCell<Vec<Text>>,
-    namespace: OnceCell<Option<Text>>,
-    account: OnceCell<Option<Text>>,
-    domains: OnceCell<Vec<Text>>,
+    principals: OnceCell<Texts<'a>>,
+    namespace: OnceCell<Option<Text<'a>>>,
+    account: OnceCell<Option<Text<'a>>>,
+    domains: OnceCell<Texts<'a>>,
 }
 
 /// A text of the call: its number, where a rule names it, and itself, for patterns.
-struct Text {
+struct Text<'a> {
     number: Option<u32>,
-    text: Box<str>,
+    text: Cow<'a, str>,
+}
+
+/// A text of the call, and what it is called in the mesh's other trust domains.
+#[derive(Default)]
+struct Texts<'a> {
+    own: Option<Text<'a>>,
+    others: Vec<Text<'a>>,
+}
+
+impl<'a> Texts<'a> {
+    fn iter(&self) -> impl Iterator<Item = &Text<'a>> {
+        self.own.iter().chain(&self.others)
+    }
 }
 
 impl<'a> Asked<'a> {
     pub(super) const fn new(call: &'a Call<'a>) -> Self {
         Self {
             call,
-            principal: OnceCell::new(),
+            principals: OnceCell::new(),
             namespace: OnceCell::new(),
             account: OnceCell::new(),
             domains: OnceCell::new(),
@@ -103,8 +128,8 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// One of the three parts of a rule.
-#[derive(Clone, Copy, Debug)]
+/// One of the three parts of a rule: the first two are alternatives of groups, the last is one group.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Part {
     From,
     To,
@@ -112,9 +137,6 @@ pub(super) enum Part {
 }
 
 impl Part {
-    /// In the order of asking.
-    pub(super) const ALL: [Self; 3] = [Self::From, Self::To, Self::When];
-
     pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::From => "from",
@@ -125,108 +147,96 @@ impl Part {
 }
 
 impl Program {
-    pub(super) fn new(mesh: &MeshSettings) -> Self {
-        let domains = std::iter::once(&mesh.trust_domain).chain(&mesh.trust_domain_aliases);
-        Self {
-            rules: Vec::new(),
-            tests: Vec::new(),
-            values: Vec::new(),
-            texts: HashMap::new(),
-            patterns: Vec::new(),
-            networks: Vec::new(),
-            domains: domains.map(|domain| domain.as_str().into()).collect(),
-        }
+    /// The rules that were added together.
+    pub(super) fn rules(&self, RulesAt(begin): RulesAt) -> impl Iterator<Item = Rule<'_>> {
+        let begin = usize::try_from(begin).ok();
+        let mut rest = begin.and_then(|begin| self.tests.get(begin..));
+        std::iter::from_fn(move || {
+            let tests = rest?;
+            let last = tests.iter().position(|test| test.ends >= Ends::Rule)?;
+            let (rule, others) = tests.split_at_checked(last.checked_add(1)?)?;
+            let ends_policy = rule.last().is_some_and(|test| test.ends == Ends::Policy);
+            rest = (!ends_policy).then_some(others);
+            Some(Rule(rule))
+        })
     }
 
-    /// Adds a rule's tests.
-    pub(super) fn add(&mut self, rule: &AuthorizationRule) {
-        let begin = number(self.tests.len());
-        self.add_groups(&rule.from);
-        let from = number(self.tests.len());
-        self.add_groups(&rule.to);
-        let to = number(self.tests.len());
-        self.add_group(&rule.when);
-        let when = number(self.tests.len());
-        self.rules.push(Parts {
-            begin,
-            from,
-            to,
-            when,
-        });
-    }
-
-    /// The rule that is added next.
-    pub(super) fn next(&self) -> RuleId {
-        RuleId(number(self.rules.len()))
+    /// The first of the rules that were added together that matches, by index.
+    pub(super) fn first_match(
+        &self,
+        rules: RulesAt,
+        action: Action,
+        asked: &Asked<'_>,
+    ) -> Option<usize> {
+        let mut rules = self.rules(rules);
+        rules.position(|rule| self.matches(rule, action, asked))
     }
 
     /// Every part of a rule matches.
-    pub(super) fn matches(&self, rule: RuleId, action: Action, asked: &Asked<'_>) -> bool {
-        let mut parts = Part::ALL.into_iter();
-        parts.all(|part| self.part_matches(rule, part, action, asked))
+    fn matches(&self, Rule(tests): Rule<'_>, action: Action, asked: &Asked<'_>) -> bool {
+        let mut parts = tests.split_inclusive(|test| test.ends >= Ends::Part);
+        parts.all(|part| self.any_group(part.iter(), action, asked))
     }
 
-    /// One part of a rule matches: a group of its clauses holds, or there is none.
-    pub(super) fn part_matches(
+    /// The first part of a rule that does not match.
+    pub(super) fn mismatch(
         &self,
-        rule: RuleId,
-        part: Part,
+        Rule(tests): Rule<'_>,
+        action: Action,
+        asked: &Asked<'_>,
+    ) -> Option<Part> {
+        let mut parts = tests.split_inclusive(|test| test.ends >= Ends::Part);
+        let part = parts.find(|part| !self.any_group(part.iter(), action, asked))?;
+        part.first().map(|test| test.part)
+    }
+
+    /// All clauses of some group hold.
+    fn any_group<'t>(
+        &self,
+        tests: impl Iterator<Item = &'t Small>,
         action: Action,
         asked: &Asked<'_>,
     ) -> bool {
-        let tests = self.part(rule, part);
         let mut holds = true;
         for test in tests {
             holds = holds && self.test_matches(test, action, asked);
-            if test.ends_group {
+            if test.ends >= Ends::Group {
                 if holds {
                     return true;
                 }
                 holds = true;
             }
         }
-        tests.is_empty()
+        false
     }
 
     /// Ports that a rule tells apart.
-    pub(super) fn ports(&self, rule: RuleId) -> impl Iterator<Item = u16> {
+    pub(super) fn ports<'t>(&'t self, rule: Rule<'t>) -> impl Iterator<Item = u16> {
         self.values_of(rule, Kind::DestinationPort)
             .filter_map(|value| u16::try_from(value).ok())
     }
 
     /// Source networks that a rule tells apart.
-    pub(super) fn source_networks(&self, rule: RuleId) -> impl Iterator<Item = IpNetwork> {
+    pub(super) fn source_networks<'t>(&'t self, rule: Rule<'t>) -> impl Iterator<Item = IpNetwork> {
         self.values_of(rule, Kind::SourceIp)
             .filter_map(|value| self.networks.get(usize::try_from(value).ok()?).copied())
     }
 
-    fn values_of(&self, rule: RuleId, kind: Kind) -> impl Iterator<Item = u32> {
-        let tests = Part::ALL
-            .into_iter()
-            .flat_map(move |part| self.part(rule, part));
+    fn values_of<'t>(&'t self, Rule(tests): Rule<'t>, kind: Kind) -> impl Iterator<Item = u32> {
         tests
+            .iter()
             .filter(move |test| test.kind == kind)
             .flat_map(|test| self.values(test).iter().copied())
     }
 
-    fn part(&self, rule: RuleId, part: Part) -> &[Small] {
-        let parts = usize::try_from(rule.0).ok();
-        let Some(parts) = parts.and_then(|index| self.rules.get(index)) else {
-            return &[];
-        };
-        let (first, end) = match part {
-            Part::From => (parts.begin, parts.from),
-            Part::To => (parts.from, parts.to),
-            Part::When => (parts.to, parts.when),
-        };
-        slice(&self.tests, first, end)
-    }
-
     fn values<'a>(&'a self, test: &'a Small) -> &'a [u32] {
-        match test.count {
-            1 => std::slice::from_ref(&test.first),
-            count => slice(&self.values, test.first, test.first.saturating_add(count)),
+        if !test.has(Small::LIST) {
+            return std::slice::from_ref(&test.value);
         }
+        let begin = usize::try_from(test.value).ok();
+        let list = begin.and_then(|begin| self.values.get(begin..)?.split_first());
+        list.and_then(|(count, rest)| rest.get(..usize::try_from(*count).ok()?))
+            .unwrap_or_default()
     }
 
     fn test_matches(&self, test: &Small, action: Action, asked: &Asked<'_>) -> bool {
@@ -236,16 +246,16 @@ impl Program {
             // Without a port nothing can be said about it: the answer is the one that lets less through (policy.md 0.6).
             Kind::DestinationPort => match call.port {
                 Some(port) => self.values(test).contains(&port.into()),
-                None => return test.negated && action == Action::Deny,
+                None => return test.has(Small::NEGATED) && action == Action::Deny,
             },
             Kind::DestinationIp => self.contains(test, call.destination),
             Kind::SourceIp => self.contains(test, call.source),
             Kind::SourceNamespace => self.is_any(test, self.namespace(asked)),
             Kind::SourceServiceAccount => self.is_any(test, self.account(asked)),
-            Kind::SourcePrincipal => self.is_any(test, self.principals(asked)),
-            Kind::SourceTrustDomain => self.is_any(test, self.trust_domains(asked)),
+            Kind::SourcePrincipal => self.is_any(test, self.principals(asked).iter()),
+            Kind::SourceTrustDomain => self.is_any(test, self.trust_domains(asked).iter()),
         };
-        matches != test.negated
+        matches != test.has(Small::NEGATED)
     }
 
     fn contains(&self, test: &Small, address: IpAddr) -> bool {
@@ -256,7 +266,11 @@ impl Program {
         })
     }
 
-    fn is_any<'t>(&self, test: &Small, texts: impl IntoIterator<Item = &'t Text>) -> bool {
+    fn is_any<'t, 'a: 't>(
+        &self,
+        test: &Small,
+        texts: impl IntoIterator<Item = &'t Text<'a>>,
+    ) -> bool {
         let values = self.values(test);
         texts.into_iter().any(|text| {
             values.iter().any(|value| match value & PATTERN {
@@ -277,14 +291,15 @@ impl Program {
         }
     }
 
-    fn text(&self, text: &str) -> Text {
+    fn text<'a>(&self, text: impl Into<Cow<'a, str>>) -> Text<'a> {
+        let text = text.into();
         Text {
-            number: self.texts.get(text).copied(),
-            text: text.into(),
+            number: self.texts.get(&*text).copied(),
+            text,
         }
     }
 
-    fn namespace<'a>(&self, asked: &'a Asked<'_>) -> Option<&'a Text> {
+    fn namespace<'t, 'a>(&self, asked: &'t Asked<'a>) -> Option<&'t Text<'a>> {
         let find = || {
             let (namespace, _) = asked.call.identity?.service_account()?;
             Some(self.text(namespace))
@@ -293,7 +308,7 @@ impl Program {
     }
 
     /// A service account is known by the path of its identity.
-    fn account<'a>(&self, asked: &'a Asked<'_>) -> Option<&'a Text> {
+    fn account<'t, 'a>(&self, asked: &'t Asked<'a>) -> Option<&'t Text<'a>> {
         let find = || {
             let identity = asked.call.identity?;
             identity.service_account()?;
@@ -303,152 +318,49 @@ impl Program {
     }
 
     /// An identity of the mesh's own trust domain has that of each alias too.
-    fn principals<'a>(&self, asked: &'a Asked<'_>) -> &'a [Text] {
-        asked.principal.get_or_init(|| {
+    fn principals<'t, 'a>(&self, asked: &'t Asked<'a>) -> &'t Texts<'a> {
+        asked.principals.get_or_init(|| {
             let Some(identity) = asked.call.identity else {
-                return Vec::new();
+                return Texts::default();
             };
-            let mut principals = vec![self.text(identity.as_principal())];
-            let domain = identity.trust_domain_str();
-            if self.domains.len() > 1 && self.is_own(domain) {
-                let others = self.domains.iter().filter(|other| ***other != *domain);
-                let path = identity.path();
-                principals.extend(others.map(|other| self.text(&format!("{other}{path}"))));
+            let others = self.other_domains(identity.trust_domain_str());
+            let path = identity.path();
+            Texts {
+                own: Some(self.text(identity.as_principal())),
+                others: others
+                    .map(|other| self.text(format!("{other}{path}")))
+                    .collect(),
             }
-            principals
         })
     }
 
-    fn trust_domains<'a>(&self, asked: &'a Asked<'_>) -> &'a [Text] {
+    fn trust_domains<'t, 'a>(&self, asked: &'t Asked<'a>) -> &'t Texts<'a> {
         asked.domains.get_or_init(|| {
             let Some(identity) = asked.call.identity else {
-                return Vec::new();
+                return Texts::default();
             };
-            match identity.trust_domain_str() {
-                own if self.is_own(own) => self
-                    .domains
-                    .iter()
-                    .map(|domain| self.text(domain))
-                    .collect(),
-                other => vec![self.text(other)],
+            let domain = identity.trust_domain_str();
+            let others = self.other_domains(domain);
+            Texts {
+                own: Some(self.text(domain)),
+                others: others.map(|other| self.text(other.to_owned())).collect(),
             }
         })
+    }
+
+    /// What the mesh's own trust domain is called besides `domain`; nothing if `domain` is not the mesh's own.
+    fn other_domains(&self, domain: &str) -> impl Iterator<Item = &str> {
+        let all = if self.domains.len() > 1 && self.is_own(domain) {
+            self.domains.as_slice()
+        } else {
+            &[]
+        };
+        all.iter()
+            .map(|other| &**other)
+            .filter(move |other| *other != domain)
     }
 
     fn is_own(&self, domain: &str) -> bool {
         self.domains.iter().any(|own| **own == *domain)
     }
-
-    fn add_groups(&mut self, groups: &[Vec<Clause>]) {
-        for group in groups {
-            match group.is_empty() {
-                true => self.tests.push(ALWAYS),
-                false => self.add_group(group),
-            }
-        }
-    }
-
-    fn add_group(&mut self, clauses: &[Clause]) {
-        for clause in clauses {
-            let begin = self.values.len();
-            let kind = self.add_values(&clause.test);
-            let count = self.values.len().saturating_sub(begin);
-            let first = match count {
-                1 => self.values.pop().unwrap_or_default(),
-                _ => number(begin),
-            };
-            self.tests.push(Small {
-                kind,
-                negated: clause.negated,
-                ends_group: false,
-                first,
-                count: number(count),
-            });
-        }
-        if let Some(last) = self.tests.last_mut().filter(|_| !clauses.is_empty()) {
-            last.ends_group = true;
-        }
-    }
-
-    fn add_values(&mut self, test: &Test) -> Kind {
-        match test {
-            Test::DestinationIp(networks) => {
-                self.add_networks(networks);
-                Kind::DestinationIp
-            }
-            Test::DestinationPort(ports) => {
-                self.values
-                    .extend(ports.iter().map(|port| u32::from(*port)));
-                Kind::DestinationPort
-            }
-            Test::SourceIp(networks) => {
-                self.add_networks(networks);
-                Kind::SourceIp
-            }
-            Test::SourceNamespace(texts) => {
-                self.add_texts(texts);
-                Kind::SourceNamespace
-            }
-            Test::SourcePrincipal(texts) => {
-                self.add_texts(texts);
-                Kind::SourcePrincipal
-            }
-            Test::SourceServiceAccount(accounts) => {
-                for (namespace, account) in accounts {
-                    let path = format!("/ns/{namespace}/sa/{account}");
-                    let value = self.intern(&path.into());
-                    self.values.push(value);
-                }
-                Kind::SourceServiceAccount
-            }
-            Test::SourceTrustDomain(texts) => {
-                self.add_texts(texts);
-                Kind::SourceTrustDomain
-            }
-        }
-    }
-
-    fn add_networks(&mut self, networks: &[IpNetwork]) {
-        for network in networks {
-            self.values.push(number(self.networks.len()));
-            self.networks.push(*network);
-        }
-    }
-
-    fn add_texts(&mut self, texts: &[StringMatch]) {
-        for text in texts {
-            let value = if let StringMatch::Exact(text) = text {
-                self.intern(text)
-            } else {
-                self.patterns.push(text.clone());
-                PATTERN | number(self.patterns.len() - 1)
-            };
-            self.values.push(value);
-        }
-    }
-
-    fn intern(&mut self, text: &Arc<str>) -> u32 {
-        let next = number(self.texts.len());
-        *self.texts.entry(text.clone()).or_insert(next)
-    }
-}
-
-const ALWAYS: Small = Small {
-    kind: Kind::Always,
-    negated: false,
-    ends_group: true,
-    first: 0,
-    count: 0,
-};
-
-/// A place in a list. Files are bounded far below 2³¹ values; beyond it nothing would match any more.
-fn number(len: usize) -> u32 {
-    u32::try_from(len).unwrap_or(u32::MAX) & !PATTERN
-}
-
-fn slice<T>(list: &[T], first: u32, end: u32) -> &[T] {
-    let range = usize::try_from(first).ok().zip(usize::try_from(end).ok());
-    range
-        .and_then(|(first, end)| list.get(first..end))
-        .unwrap_or_default()
 }

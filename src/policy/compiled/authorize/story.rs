@@ -1,7 +1,7 @@
 //! What an authorization tells a listener: which policies it asked, and which part of their rules did not match.
 
 use super::{
-    Applied, Applying, Authorizations, Known, KnownRule,
+    Applied, Authorizations, Kind, Known, KnownRule,
     program::{Asked, Part},
     rule_at,
 };
@@ -31,17 +31,19 @@ impl Authorizations {
 
     pub(super) fn tell_unenforced<T: Trace>(
         &self,
-        applying: Applying,
+        applied: &[Applied],
         asked: &Asked<'_>,
         trace: &mut T,
     ) {
-        for applied in self.telling(applying) {
+        let told = applied.iter().filter(|applied| applied.kind == Kind::Told);
+        for applied in told {
             let Some(policy) = self.policy(applied) else {
                 continue;
             };
-            let mut rules = applied.rules();
-            let found = rules.find(|(_, rule)| self.program.matches(*rule, policy.action, asked));
-            let found = found.and_then(|(index, _)| policy.rules.get(index));
+            let found = self
+                .program
+                .first_match(applied.tests, policy.action, asked);
+            let found = found.and_then(|index| self.rule(applied, index));
             let kind = if policy.dry_run { "dry run" } else { "AUDIT" };
             let why = match found {
                 Some(rule) => format!("{kind}: its rule {} matches, not enforced", rule.number),
@@ -54,19 +56,17 @@ impl Authorizations {
 
     /// Why no rule of a policy matches: for each the first part that does not.
     fn mismatch(&self, applied: &Applied, policy: &Known, asked: &Asked<'_>) -> String {
-        if policy.rules.is_empty() {
+        let mut rules = self.rules(applied).peekable();
+        if rules.peek().is_none() {
             return "it has no rules, so it allows nothing".into();
         }
-        let rules = applied.rules().zip(&policy.rules).take(MAX_TOLD);
-        let told = rules.map(|((_, id), rule)| {
-            let mut parts = Part::ALL.into_iter();
-            let part =
-                parts.find(|part| !self.program.part_matches(id, *part, policy.action, asked));
+        let told = rules.by_ref().take(MAX_TOLD).map(|(known, rule)| {
+            let part = self.program.mismatch(rule, policy.action, asked);
             let part = part.map_or("nothing", Part::as_str);
-            format!("rule {}: `{part}` does not match", rule.number)
+            format!("rule {}: `{part}` does not match", known.number)
         });
         let mut told = told.collect::<Vec<_>>().join(", ");
-        if policy.rules.len() > MAX_TOLD {
+        if rules.peek().is_some() {
             told.push_str(", ...");
         }
         told
