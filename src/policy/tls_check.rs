@@ -144,7 +144,7 @@ impl Compiled {
         let rules = &self.decider.rules;
         let number = Some(port.number);
         let choice = rules.find(client, service, number, &mut Silent);
-        let mode = choice.and_then(|choice| choice.tls).map(|tls| tls.mode);
+        let mode = choice.and_then(|choice| choice.mode);
         let mut sides: BTreeMap<_, Vec<IpAddr>> = BTreeMap::new();
         let mut answers = Vec::new();
         for (address, port) in places(service, index, port) {

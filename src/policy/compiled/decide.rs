@@ -175,7 +175,7 @@ impl Decider {
 
     /// What the rule says, or where none does, whether mutual TLS is inferred.
     fn intent(&self, choice: Option<Choice<'_>>, service: &Service) -> Intent {
-        match choice.and_then(|choice| choice.tls).map(|tls| tls.mode) {
+        match choice.and_then(|choice| choice.mode) {
             Some(ClientMode::Disable) => Intent::Disable,
             Some(ClientMode::IstioMutual) => Intent::IstioMutual,
             None if self.mesh.auto_mtls && service.location == Location::MeshInternal => {

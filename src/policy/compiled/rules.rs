@@ -6,8 +6,6 @@ use std::{
     sync::Arc,
 };
 
-use hashbrown::HashMap;
-
 use crate::{
     policy::{
         compiled::{
@@ -15,13 +13,17 @@ use crate::{
             question::Step,
             trace::{Silent, Trace},
         },
-        document::{ClientTls, DestinationRule, TrafficPolicy},
+        document::{ClientMode, ClientTls, DestinationRule, TrafficPolicy},
     },
     registry::{
         index::{RegisteredWorkload, Service, is_subset},
         service::ExportTo,
     },
 };
+
+mod index;
+
+use index::{Bucket, Index, Says};
 
 /// Who asks: lookup depends on the client's namespace and labels.
 #[derive(Clone, Copy, Debug)]
@@ -41,24 +43,64 @@ impl<'a> From<&'a RegisteredWorkload> for Client<'a> {
     }
 }
 
-/// The rule that won, and the tls settings it gives for the port asked about.
+/// The rule that won, and what it says for the port asked about. The usual rule is not read for that: it lies far away,
+/// and only who asks for more than the mode goes there.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Choice<'a> {
     /// The rule whose traffic policy counts.
-    pub(crate) rule: &'a DestinationRule,
+    rule: &'a DestinationRule,
+    /// The service's.
+    port: Option<u16>,
     /// `None`: unset.
-    pub(crate) tls: Option<&'a ClientTls>,
+    pub(crate) mode: Option<ClientMode>,
+    has_names: bool,
 }
 
-impl Choice<'_> {
+impl<'a> Choice<'a> {
+    fn new(found: Found<'a>, port: Option<u16>) -> Self {
+        let Found { rule, says } = found;
+        let choice = Self {
+            rule,
+            port,
+            mode: None,
+            has_names: false,
+        };
+        if let Says::Mode(mode) = says {
+            return Self { mode, ..choice };
+        }
+        let tls = choice.tls();
+        Self {
+            mode: tls.map(|tls| tls.mode),
+            has_names: tls.is_some_and(|tls| tls.subject_alt_names.is_some()),
+            ..choice
+        }
+    }
+
+    /// The subjectAltNames that replace those of the registry.
+    pub(crate) fn names(&self) -> Option<&'a BTreeSet<Arc<str>>> {
+        let tls = self.has_names.then(|| self.tls())?;
+        tls?.subject_alt_names.as_ref()
+    }
+
     /// The rule, at the setting that decided.
     pub(crate) fn rule_ref(&self) -> RuleRef {
-        let place = self.tls.map_or(&self.rule.host.place, |tls| &tls.place);
+        let place = self.tls().map_or(&self.rule.host.place, |tls| &tls.place);
         RuleRef {
             resource: self.rule.resource.clone(),
             place: place.clone(),
         }
     }
+
+    fn tls(&self) -> Option<&'a ClientTls> {
+        tls_of(self.rule.traffic_policy.as_ref()?, self.port)
+    }
+}
+
+/// The winner of a pool, and what its bucket knows of it.
+#[derive(Clone, Copy, Debug)]
+struct Found<'a> {
+    rule: &'a DestinationRule,
+    says: Says,
 }
 
 /// Every DestinationRule, by namespace and host, oldest first.
@@ -66,59 +108,8 @@ impl Choice<'_> {
 pub(crate) struct Rules {
     /// Rules of one namespace and host stand together: a bucket.
     rules: Vec<DestinationRule>,
-    by_namespace: HashMap<Arc<str>, Hosts>,
+    index: Index,
     root: Arc<str>,
-    /// By number of the service, so that only the client's own namespace is searched by name: buckets whose host covers the
-    /// service's, the most specific first, of its own namespace and of the root namespace.
-    by_service: Vec<[Few; 2]>,
-}
-
-/// Rules that stand together.
-#[derive(Clone, Copy, Debug)]
-struct Bucket {
-    begin: u32,
-    end: u32,
-    /// It is one rule, and that one is for every client.
-    is_open: bool,
-}
-
-/// Buckets, of which there is seldom more than one.
-#[derive(Debug)]
-enum Few {
-    None,
-    One(Bucket),
-    Many(Box<[Bucket]>),
-}
-
-impl Few {
-    fn as_slice(&self) -> &[Bucket] {
-        match self {
-            Self::None => &[],
-            Self::One(bucket) => std::slice::from_ref(bucket),
-            Self::Many(buckets) => buckets,
-        }
-    }
-}
-
-impl FromIterator<Bucket> for Few {
-    fn from_iter<I: IntoIterator<Item = Bucket>>(buckets: I) -> Self {
-        let buckets: Box<[Bucket]> = buckets.into_iter().collect();
-        match &*buckets {
-            [] => Self::None,
-            [bucket] => Self::One(*bucket),
-            _ => Self::Many(buckets),
-        }
-    }
-}
-
-/// The buckets of one namespace, found by host without looking at the others.
-#[derive(Debug, Default)]
-struct Hosts {
-    exact: HashMap<Arc<str>, Bucket>,
-    /// By what follows the `*`.
-    wildcards: HashMap<Arc<str>, Bucket>,
-    /// Lengths of the wildcards' suffixes.
-    lengths: BTreeSet<usize>,
 }
 
 /// Where a rule is looked for (policy.md 3.3).
@@ -138,30 +129,17 @@ impl Rules {
             let key = (&rule.resource.namespace, &rule.host.value);
             by_host.entry(key).or_default().push(rule);
         }
-        let mut found = Self {
-            rules: Vec::with_capacity(rules.len()),
-            by_namespace: HashMap::new(),
-            root: Arc::clone(root),
-            by_service: Vec::new(),
-        };
+        let mut ordered = Vec::with_capacity(rules.len());
+        let mut buckets = Vec::with_capacity(by_host.len());
         for ((namespace, host), rules) in by_host {
-            let is_open = matches!(&*rules, [rule] if is_for_all(rule));
-            let begin = number(found.rules.len());
-            found.rules.extend(rules.into_iter().cloned());
-            let bucket = Bucket {
-                begin,
-                end: number(found.rules.len()),
-                is_open,
-            };
-            let hosts = found.by_namespace.entry(namespace.clone()).or_default();
-            hosts.insert(host, bucket);
+            buckets.push((namespace, host, Bucket::new(ordered.len(), &rules)));
+            ordered.extend(rules.into_iter().cloned());
         }
-        let pools = services.iter().map(|service| {
-            [service.namespace(), root]
-                .map(|namespace| found.covering_buckets(namespace, &service.host).collect())
-        });
-        found.by_service = pools.collect();
-        found
+        Self {
+            rules: ordered,
+            index: Index::new(&buckets, root, services),
+            root: Arc::clone(root),
+        }
     }
 
     /// What `client` is told for `port` of a service; `port` is the service's port number, `None` asks for the service
@@ -174,22 +152,18 @@ impl Rules {
         port: Option<u16>,
         trace: &mut T,
     ) -> Option<Choice<'_>> {
-        let own = self.covering_buckets(client.namespace, &service.host);
+        let own = self.index.of_client(client.namespace, service);
         let mut found = self.pool(Pool::Client, own, client, None, trace);
-        for buckets in self.exported(service) {
+        for buckets in self.index.exported(service) {
             if found.is_some() && !T::ON {
                 break;
             }
             let buckets = buckets.iter().copied();
-            let here = self.pool(Pool::Exported, buckets, client, found, trace);
+            let earlier = found.map(|found| found.rule);
+            let here = self.pool(Pool::Exported, buckets, client, earlier, trace);
             found = found.or(here);
         }
-        let rule = found?;
-        let tls = rule
-            .traffic_policy
-            .as_ref()
-            .and_then(|policy| tls_of(policy, port));
-        Some(Choice { rule, tls })
+        Some(Choice::new(found?, port))
     }
 
     /// The pools in which `find` looks, each with its winner; for findings about rules that hide others.
@@ -198,13 +172,13 @@ impl Rules {
         client: Client<'_>,
         service: &Service,
     ) -> [Option<&DestinationRule>; 3] {
-        let own = self.covering_buckets(client.namespace, &service.host);
+        let own = self.index.of_client(client.namespace, service);
         let own = self.pool(Pool::Client, own, client, None, &mut Silent);
-        let [service, root] = self.exported(service).map(|buckets| {
+        let [service, root] = self.index.exported(service).map(|buckets| {
             let buckets = buckets.iter().copied();
             self.pool(Pool::Exported, buckets, client, None, &mut Silent)
         });
-        [own, service, root]
+        [own, service, root].map(|found| found.map(|found| found.rule))
     }
 
     /// Every rule, by namespace and host, oldest first.
@@ -214,37 +188,19 @@ impl Rules {
 
     /// Rules that the namespace of a service, and the root namespace, have for its host.
     pub(crate) fn exportable(&self, service: &Service) -> impl Iterator<Item = &DestinationRule> {
-        let [own, root] = self.exported(service);
+        let [own, root] = self.index.exported(service);
         own.iter()
             .chain(root)
             .flat_map(|bucket| self.bucket(*bucket))
     }
 
     fn bucket(&self, bucket: Bucket) -> &[DestinationRule] {
-        let Bucket { begin, end, .. } = bucket;
-        let range = usize::try_from(begin).ok().zip(usize::try_from(end).ok());
+        let range = usize::try_from(bucket.begin)
+            .ok()
+            .zip(usize::try_from(bucket.end).ok());
         range
             .and_then(|(begin, end)| self.rules.get(begin..end))
             .unwrap_or_default()
-    }
-
-    /// Buckets for a service: those of its own namespace, and those of the root namespace.
-    fn exported(&self, service: &Service) -> [&[Bucket]; 2] {
-        match self.by_service.get(service.number) {
-            Some([own, root]) => [own.as_slice(), root.as_slice()],
-            None => [&[], &[]],
-        }
-    }
-
-    fn covering_buckets<'a, 'h>(
-        &'a self,
-        namespace: &str,
-        host: &'h str,
-    ) -> impl Iterator<Item = Bucket> + use<'a, 'h> {
-        let hosts = self.by_namespace.get(namespace);
-        hosts
-            .into_iter()
-            .flat_map(move |hosts| hosts.covering(host))
     }
 
     /// The winner among the rules of a pool: most specific host, then a rule for this very client, then visible ones,
@@ -256,13 +212,16 @@ impl Rules {
         client: Client<'_>,
         earlier: Option<&DestinationRule>,
         trace: &mut T,
-    ) -> Option<&'a DestinationRule> {
+    ) -> Option<Found<'a>> {
+        // clients of the root namespace find none of its mesh-wide rules in their own pool
+        let is_open = pool == Pool::Exported || *client.namespace != self.root;
         let mut winner = None;
         for bucket in buckets {
-            let is_open = bucket.is_open && pool == Pool::Exported;
+            let says = bucket.says;
             let bucket = self.bucket(bucket);
-            if is_open && !T::ON {
-                return bucket.first();
+            if is_open && says != Says::Several && !T::ON {
+                let rule = bucket.first()?;
+                return Some(Found { rule, says });
             }
             let member = |rule: &&DestinationRule| self.why_no_member(pool, rule, client).is_none();
             if winner.is_none() {
@@ -274,7 +233,9 @@ impl Rules {
                 break;
             }
         }
-        winner.filter(|rule| is_seen(pool, rule, client))
+        let rule = winner.filter(|rule| is_seen(pool, rule, client))?;
+        let says = Says::Several;
+        Some(Found { rule, says })
     }
 
     /// Why a rule is not in a pool for this client.
@@ -335,42 +296,13 @@ impl Rules {
                 },
             };
             let won = is_winner && earlier.is_none() && is_seen(pool, rule, client);
-            let choice = Choice { rule, tls: None };
-            trace.note(Step::ClientRule, choice.rule_ref(), won, why);
+            let rule = RuleRef {
+                resource: rule.resource.clone(),
+                place: rule.host.place.clone(),
+            };
+            trace.note(Step::ClientRule, rule, won, why);
         }
     }
-}
-
-impl Hosts {
-    fn insert(&mut self, host: &Arc<str>, bucket: Bucket) {
-        match host.strip_prefix('*') {
-            Some(suffix) => {
-                self.lengths.insert(suffix.len());
-                self.wildcards.insert(suffix.into(), bucket);
-            }
-            None => drop(self.exact.insert(host.clone(), bucket)),
-        }
-    }
-
-    /// Buckets whose host covers `host`: an exact one, then wildcards from the longest. The suffix is a plain string, not
-    /// labels; a service host with a wildcard is covered by equal or wider wildcards only (policy.md 3.1).
-    fn covering<'a, 'h>(&'a self, host: &'h str) -> impl Iterator<Item = Bucket> + use<'a, 'h> {
-        let (exact, tail) = match host.strip_prefix('*') {
-            Some(tail) => (None, tail),
-            None => (self.exact.get(host), host),
-        };
-        let lengths = self.lengths.range(..=tail.len()).rev();
-        let wildcards = lengths.filter_map(move |length| {
-            let suffix = tail.get(tail.len().checked_sub(*length)?..)?;
-            self.wildcards.get(suffix)
-        });
-        exact.into_iter().chain(wildcards).copied()
-    }
-}
-
-/// A place in a list; lists of rules are bounded far below its end.
-fn number(len: usize) -> u32 {
-    u32::try_from(len).unwrap_or(u32::MAX)
 }
 
 /// The rule of one host that counts for a client. One without traffic policy takes the next one's of the same audience

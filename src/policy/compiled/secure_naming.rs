@@ -95,9 +95,7 @@ impl Decider {
 
 /// The subjectAltNames of the rule that won.
 fn given<'a>(decided: &Decided<'a>) -> Option<&'a BTreeSet<Arc<str>>> {
-    decided
-        .choice
-        .and_then(|choice| choice.tls?.subject_alt_names.as_ref())
+    decided.choice?.names()
 }
 
 /// The one identity of a set with exactly one member.
