@@ -2,7 +2,7 @@
 
 mod story;
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, num::NonZero, sync::Arc};
 
 use hashbrown::HashMap;
 
@@ -42,24 +42,40 @@ pub(crate) struct Modes {
     by_namespace: HashMap<Arc<str>, usize>,
     authentications: Vec<PeerAuthentication>,
     selectors: Selectors,
-    by_workload: Vec<Levels>,
+    levels: Vec<Levels>,
+    /// What the levels of each workload say together where no port has a mode of its own: all that most questions need,
+    /// and so small that the caches hold it.
+    bases: Vec<Option<Base>>,
 }
 
 /// The one PeerAuthentication that counts at each level, by number.
 #[derive(Clone, Copy, Debug, Default)]
 struct Levels {
-    mesh: Option<u32>,
-    namespace: Option<u32>,
-    workload: Option<u32>,
-    /// What they say together where no port has a mode of its own, so that most questions need no more than this.
-    base: Option<Base>,
+    mesh: Option<Number>,
+    namespace: Option<Number>,
+    workload: Option<Number>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Base {
     mode: Mode,
     /// The one that gave it.
-    number: Option<u32>,
+    number: Option<Number>,
+}
+
+/// A PeerAuthentication's, from 1.
+#[derive(Clone, Copy, Debug)]
+struct Number(NonZero<u32>);
+
+impl Number {
+    fn new(index: usize) -> Option<Self> {
+        let number = u32::try_from(index).ok()?.checked_add(1)?;
+        NonZero::new(number).map(Self)
+    }
+
+    fn index(self) -> Option<usize> {
+        usize::try_from(self.0.get()).ok()?.checked_sub(1)
+    }
 }
 
 impl Levels {
@@ -102,22 +118,19 @@ impl Modes {
             by_namespace,
             authentications,
             selectors,
-            by_workload: Vec::new(),
+            levels: Vec::new(),
+            bases: Vec::new(),
         };
         let workloads = registry.workloads().iter();
-        modes.by_workload = workloads
-            .map(|workload| {
-                let mut levels = modes.levels(workload);
-                levels.base = modes.base(levels);
-                levels
-            })
-            .collect();
+        modes.levels = workloads.map(|workload| modes.levels(workload)).collect();
+        let levels = modes.levels.iter();
+        modes.bases = levels.map(|levels| modes.base(*levels)).collect();
         modes
     }
 
     /// The oldest policy of each level counts; ties went to name and namespace when the resources were ordered.
     fn levels(&self, workload: &RegisteredWorkload) -> Levels {
-        let first = |numbers: &[usize]| u32::try_from(*numbers.first()?).ok();
+        let first = |numbers: &[usize]| Number::new(*numbers.first()?);
         let mesh = first(self.selectors.whole(&self.root));
         if workload.namespace == self.root {
             return Levels {
@@ -129,7 +142,6 @@ impl Modes {
             mesh,
             namespace: first(self.selectors.whole(&workload.namespace)),
             workload: first(&self.selecting(workload)),
-            base: None,
         }
     }
 
@@ -170,6 +182,10 @@ impl Modes {
         (address, port): (IpAddr, Option<u16>),
         trace: &mut T,
     ) -> ServerMode<'_> {
+        let base = self.bases.get(workload.number).copied().flatten();
+        if let Some(base) = base.filter(|_| !T::ON) {
+            return self.based(base);
+        }
         let levels = self.levels_of(workload);
         if !levels.is_empty() {
             let mode = self.authenticated(levels, port);
@@ -194,7 +210,7 @@ impl Modes {
         match self.selectors.whole(&self.root).first() {
             Some(&number) => self.authenticated(
                 Levels {
-                    mesh: u32::try_from(number).ok(),
+                    mesh: Number::new(number),
                     ..Levels::default()
                 },
                 None,
@@ -238,23 +254,24 @@ impl Modes {
     }
 
     fn levels_of(&self, workload: &RegisteredWorkload) -> Levels {
-        let known = self.by_workload.get(workload.number);
+        let known = self.levels.get(workload.number);
         known.copied().unwrap_or_default()
     }
 
-    fn authentication(&self, number: Option<u32>) -> Option<&PeerAuthentication> {
-        self.authentications.get(usize::try_from(number?).ok()?)
+    fn authentication(&self, number: Option<Number>) -> Option<&PeerAuthentication> {
+        self.authentications.get(number?.index()?)
+    }
+
+    fn based(&self, Base { mode, number }: Base) -> ServerMode<'_> {
+        let known = self.authentication(number);
+        ServerMode {
+            mode,
+            rule: known.map(|known| rule_ref(&known.resource, &known.mode.place)),
+        }
     }
 
     /// Wide to narrow, each level that is not UNSET replaces the mode; a port of the workload's own policy comes last.
     fn authenticated(&self, levels: Levels, port: Option<u16>) -> ServerMode<'_> {
-        if let Some(Base { mode, number }) = levels.base {
-            let known = self.authentication(number);
-            return ServerMode {
-                mode,
-                rule: known.map(|known| rule_ref(&known.resource, &known.mode.place)),
-            };
-        }
         let mut mode = ServerMode {
             mode: Mode::Permissive,
             rule: None,
