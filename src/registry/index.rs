@@ -11,56 +11,27 @@ use hashbrown::HashMap;
 use ipnetwork::IpNetwork;
 use prefix_trie::joint::map::JointPrefixMap;
 
-use crate::{registry::service::ServicePort, spiffe::SpiffeId};
+use crate::spiffe::SpiffeId;
 
 mod build;
+mod by_port;
 mod entry;
 
 pub use build::{LocalHost, RegistryError};
+use by_port::{AtEndpoint, ByPort};
 pub use entry::{Endpoint, RegisteredWorkload, Service};
 
 /// What a destination is, seen by a client of one namespace (policy.md 4.3).
 #[derive(Clone, Copy, Debug)]
 pub enum Destination<'a> {
-    /// A port of a service at one of its endpoints.
-    Endpoint(&'a Service, &'a ServicePort, &'a RegisteredWorkload),
-    /// A port of a service at one of its own addresses.
-    Service(&'a Service, &'a ServicePort),
+    /// A port of a service, by its number, at one of the service's endpoints.
+    Endpoint(&'a Service, u16, &'a RegisteredWorkload),
+    /// A port of a service, by its number, at one of its own addresses.
+    Service(&'a Service, u16),
     /// An address of the registry, without a port or with one that no visible service names.
     Address,
     /// Not in the registry, or in no part of it that this client sees.
     Unknown,
-}
-
-/// A service, one of its ports and one of its endpoints, by number.
-#[derive(Clone, Copy, Debug)]
-struct AtEndpoint {
-    service: u32,
-    port: u32,
-    workload: u32,
-}
-
-/// A list that nearly always has one member, and that then lies in its place and not elsewhere in memory.
-#[derive(Debug)]
-enum Few<T> {
-    One(T),
-    Many(Vec<T>),
-}
-
-impl<T: Clone> Few<T> {
-    fn as_slice(&self) -> &[T] {
-        match self {
-            Self::One(item) => std::slice::from_ref(item),
-            Self::Many(items) => items,
-        }
-    }
-
-    fn push(&mut self, item: T) {
-        match self {
-            Self::One(first) => *self = Self::Many(vec![first.clone(), item]),
-            Self::Many(items) => items.push(item),
-        }
-    }
 }
 
 /// Every workload and service, by address.
@@ -75,7 +46,7 @@ pub struct Registry {
     by_service_network: JointPrefixMap<IpNetwork, Vec<usize>>,
     by_endpoint: HashMap<IpAddr, Vec<usize>>,
     /// Services by endpoint and its own port, oldest first.
-    by_endpoint_port: HashMap<(IpAddr, u16), Few<AtEndpoint>>,
+    by_endpoint_port: ByPort,
     by_host: HashMap<Arc<str>, Vec<usize>>,
     local: HashMap<IpAddr, usize>,
     local_by_identity: HashMap<SpiffeId, Vec<usize>>,
@@ -180,18 +151,14 @@ impl Registry {
     pub fn classify(&self, namespace: &str, address: IpAddr, port: Option<u16>) -> Destination<'_> {
         if let Some(number) = port {
             for service in self.services_at(namespace, address) {
-                if let Some(port) = service.port(number) {
-                    return Destination::Service(service, port);
+                if service.port(number).is_some() {
+                    return Destination::Service(service, number);
                 }
             }
-            let behind = self.by_endpoint_port.get(&(address, number));
-            let mut found = behind
-                .into_iter()
-                .flat_map(Few::as_slice)
-                .filter_map(|found| self.at_endpoint(found))
-                .filter(|(service, _, _)| service.is_visible_to(namespace));
-            if let Some((service, port, workload)) = found.next() {
-                return Destination::Endpoint(service, port, workload);
+            for found in self.by_endpoint_port.at(address, number) {
+                if let Some((service, workload)) = self.at_endpoint(namespace, found) {
+                    return Destination::Endpoint(service, found.port, workload);
+                }
             }
         }
         let is_known = self.by_address.contains_key(&address)
@@ -203,14 +170,16 @@ impl Registry {
         }
     }
 
+    /// A service that `namespace` sees, and its endpoint.
     fn at_endpoint(
         &self,
+        namespace: &str,
         found: &AtEndpoint,
-    ) -> Option<(&Service, &ServicePort, &RegisteredWorkload)> {
+    ) -> Option<(&Service, &RegisteredWorkload)> {
         let service = self.services.get(usize::try_from(found.service).ok()?)?;
-        let port = service.ports.get(usize::try_from(found.port).ok()?)?;
         let workload = self.workloads.get(usize::try_from(found.workload).ok()?)?;
-        Some((service, port, workload))
+        let is_visible = found.is_for_all || service.is_visible_to(namespace);
+        is_visible.then_some((service, workload))
     }
 
     /// Services visible to `namespace` that have `address` among their addresses: longest prefix first, then oldest.
@@ -322,7 +291,7 @@ mod tests {
     use super::*;
     use crate::registry::{
         Place, ResourceName,
-        service::{Endpoints, ExportTo, Location, Resolution, ServiceEntry, Workload},
+        service::{Endpoints, ExportTo, Location, Resolution, ServiceEntry, ServicePort, Workload},
     };
 
     struct Nowhere;
@@ -442,7 +411,7 @@ mod tests {
         endpoint.ports = [("http".into(), 8080), ("x".into(), 7)].into();
         let registry = build(&[web(Endpoints::Inline(vec![endpoint.clone()]))], &[]).unwrap();
         let found = |port| match registry.classify("ns", endpoint.address, Some(port)) {
-            Destination::Endpoint(_, port, _) | Destination::Service(_, port) => Some(port.number),
+            Destination::Endpoint(_, port, _) | Destination::Service(_, port) => Some(port),
             Destination::Address | Destination::Unknown => None,
         };
         let ports = [8080, 8443, 7, 80, 443, 99];

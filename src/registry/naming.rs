@@ -16,6 +16,9 @@ pub fn expand<'a>(
     let mut expanded = BTreeSet::new();
     for name in names {
         expanded.insert(name.to_owned());
+        if aliases.is_empty() {
+            continue;
+        }
         let id = name.parse::<SpiffeId>().ok();
         let Some((namespace, account)) = id.as_ref().and_then(SpiffeId::service_account) else {
             continue;
@@ -28,17 +31,15 @@ pub fn expand<'a>(
     expanded
 }
 
-/// The identities that the registry lets answer for `service` at `endpoint`: that of the endpoint, if it is one of the
-/// service's, and the service's subjectAltNames (ztunnel's rule: the host that is dialled is known, so the identities of
-/// other endpoints do not count). Without a service the endpoint speaks for itself.
+/// The identities that the registry lets answer for `service` at `endpoint`: that of the endpoint, if it speaks for the
+/// service (see [`speaks`]), and the service's subjectAltNames (ztunnel's rule: the host that is dialled is known, so the
+/// identities of other endpoints do not count).
 pub fn registered<'a>(
     service: Option<&'a Service>,
     endpoint: &'a RegisteredWorkload,
+    speaks: bool,
 ) -> BTreeSet<&'a str> {
-    let own = endpoint
-        .identity
-        .as_ref()
-        .filter(|_| speaks(service, endpoint));
+    let own = endpoint.identity.as_ref().filter(|_| speaks);
     let named = service
         .into_iter()
         .flat_map(|service| &service.subject_alt_names);

@@ -153,7 +153,7 @@ fn conflicts_of(
             break;
         };
         *budget = rest;
-        let decided = decider.decide_service(client, service, Some(port), to, &mut Silent);
+        let decided = decider.decide_service(client, service, Some(port.number), to, &mut Silent);
         let Some(code) = conflict(&decided) else {
             continue;
         };

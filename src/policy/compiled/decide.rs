@@ -26,7 +26,7 @@ use crate::{
     registry::{
         Registry,
         index::{Destination, RegisteredWorkload, Service},
-        service::{Location, ServicePort},
+        service::Location,
     },
     spiffe::SpiffeId,
     wire::DropReason,
@@ -58,6 +58,15 @@ pub(crate) struct To {
     pub(crate) port: Option<u16>,
 }
 
+/// Who answers there.
+#[derive(Clone, Copy, Debug)]
+struct Found<'a> {
+    workload: &'a RegisteredWorkload,
+    to: To,
+    /// It was found as an endpoint of the service.
+    is_own: bool,
+}
+
 /// A verdict with everything that led to it.
 #[derive(Clone, Debug)]
 pub(crate) struct Decided<'a> {
@@ -67,6 +76,8 @@ pub(crate) struct Decided<'a> {
     pub(crate) choice: Option<Choice<'a>>,
     pub(crate) service: Option<&'a Service>,
     pub(crate) endpoint: Option<&'a RegisteredWorkload>,
+    /// The registry has named the endpoint as one of the service's.
+    pub(crate) is_own_endpoint: bool,
     /// Secure naming was asked, so that there is a set of identities that may answer.
     pub(crate) is_named: bool,
     /// The destination's; `None` where it is not in the mesh.
@@ -108,8 +119,13 @@ impl Decider {
     ) -> Decided<'_> {
         match self.registry.classify(client.namespace, address, port) {
             Destination::Endpoint(service, named, workload) => {
-                let endpoint = Some((workload, To { address, port }));
-                self.decide_endpoint(client, service, Some(named), endpoint, trace)
+                let to = To { address, port };
+                let endpoint = Found {
+                    workload,
+                    to,
+                    is_own: true,
+                };
+                self.decide_endpoint(client, service, Some(named), Some(endpoint), trace)
             }
             Destination::Service(service, named) => {
                 let to = To { address, port };
@@ -125,38 +141,37 @@ impl Decider {
         &'a self,
         client: Client<'_>,
         service: &'a Service,
-        port: Option<&ServicePort>,
+        port: Option<u16>,
         to: To,
         trace: &mut T,
     ) -> Decided<'a> {
         let endpoint = self.endpoint(service, to.address);
-        self.decide_endpoint(
-            client,
-            service,
-            port,
-            endpoint.map(|found| (found, to)),
-            trace,
-        )
+        let endpoint = endpoint.map(|workload| Found {
+            workload,
+            to,
+            is_own: false,
+        });
+        self.decide_endpoint(client, service, port, endpoint, trace)
     }
 
     fn decide_endpoint<'a, T: Trace>(
         &'a self,
         client: Client<'_>,
         service: &'a Service,
-        port: Option<&ServicePort>,
-        endpoint: Option<(&'a RegisteredWorkload, To)>,
+        port: Option<u16>,
+        endpoint: Option<Found<'a>>,
         trace: &mut T,
     ) -> Decided<'a> {
-        let number = port.map(|port| port.number);
-        let choice = self.rules.find(client, service, number, trace);
+        let choice = self.rules.find(client, service, port, trace);
         let intent = self.intent(choice, service);
-        let server = endpoint.and_then(|(endpoint, to)| self.server_of(endpoint, to, trace));
+        let server = endpoint.and_then(|found| self.server_of(found.workload, found.to, trace));
         let mode = server.as_ref().map(|server| server.mode);
         let mut decided = Decided {
             intent,
             choice,
             service: Some(service),
-            endpoint: endpoint.map(|(endpoint, _)| endpoint),
+            endpoint: endpoint.map(|found| found.workload),
+            is_own_endpoint: endpoint.is_some_and(|found| found.is_own),
             server,
             ..plaintext(plaintext_code(intent, mode.is_some()))
         };
@@ -190,7 +205,7 @@ impl Decider {
         &'a self,
         client: Client<'_>,
         service: &'a Service,
-        port: Option<&ServicePort>,
+        port: Option<u16>,
     ) -> Verdict<'a> {
         self.decide_endpoint(client, service, port, None, &mut Silent)
             .verdict
@@ -310,6 +325,7 @@ fn plaintext(code: ReasonCode) -> Decided<'static> {
         choice: None,
         service: None,
         endpoint: None,
+        is_own_endpoint: false,
         is_named: false,
         server: None,
     }

@@ -62,10 +62,7 @@ impl Decider {
     ) -> bool {
         match given(decided) {
             Some(names) => names.contains(identity.as_str()),
-            None => {
-                naming::speaks(decided.service, endpoint)
-                    || self.accepted(decided).contains(identity.as_str())
-            }
+            None => decided.speaks(endpoint) || self.accepted(decided).contains(identity.as_str()),
         }
     }
 
@@ -73,7 +70,7 @@ impl Decider {
     fn only_name(&self, decided: &Decided<'_>, endpoint: &RegisteredWorkload) -> Option<SpiffeId> {
         match given(decided) {
             Some(names) => sole(names.iter().map(|name| &**name)),
-            None => sole(naming::registered(decided.service, endpoint).into_iter()),
+            None => sole(registered(decided, endpoint).into_iter()),
         }
     }
 
@@ -86,11 +83,22 @@ impl Decider {
         match given(decided) {
             Some(names) => names.iter().map(|name| name.to_string()).collect(),
             None => naming::expand(
-                naming::registered(decided.service, endpoint),
+                registered(decided, endpoint),
                 &self.mesh.trust_domain_aliases,
             ),
         }
     }
+}
+
+impl Decided<'_> {
+    /// The endpoint speaks for the service; where the registry named it as the service's, that is known.
+    fn speaks(&self, endpoint: &RegisteredWorkload) -> bool {
+        self.is_own_endpoint || naming::speaks(self.service, endpoint)
+    }
+}
+
+fn registered<'a>(decided: &Decided<'a>, endpoint: &'a RegisteredWorkload) -> BTreeSet<&'a str> {
+    naming::registered(decided.service, endpoint, decided.speaks(endpoint))
 }
 
 /// The subjectAltNames of the rule that won.

@@ -10,14 +10,14 @@ use hashbrown::{HashMap, HashSet};
 use ipnetwork::IpNetwork;
 
 use super::{
-    AtEndpoint, Endpoint, Few, RegisteredWorkload, Registry, Service, is_subset, push_unique,
+    AtEndpoint, Endpoint, RegisteredWorkload, Registry, Service, is_subset, push_unique,
     single_address,
 };
 use crate::{
     registry::{
         Place,
         key::TUNNEL_PORT,
-        service::{Endpoints, ServiceEntry, ServicePort, Workload},
+        service::{Endpoints, ExportTo, ServiceEntry, ServicePort, Workload},
     },
     spiffe::{SpiffeId, SpiffeIdError, TrustDomain},
 };
@@ -139,7 +139,7 @@ impl Registry {
             push_unique(self.by_host.entry(Arc::clone(host)).or_default(), index);
             for endpoint in &endpoints {
                 push_unique(self.by_endpoint.entry(endpoint.address).or_default(), index);
-                self.index_endpoint(endpoint, index);
+                self.index_endpoint(endpoint, index, entry);
             }
             self.services.push(Service {
                 number: index,
@@ -161,23 +161,20 @@ impl Registry {
         }
     }
 
-    fn index_endpoint(&mut self, endpoint: &Endpoint, service: usize) {
+    fn index_endpoint(&mut self, endpoint: &Endpoint, service: usize, entry: &ServiceEntry) {
         let workload = self.by_address.get(&endpoint.address).copied();
         let workload = workload.and_then(|index| u32::try_from(index).ok());
         let (Some(workload), Ok(service)) = (workload, u32::try_from(service)) else {
             return;
         };
-        for (port, number) in (0..).zip(&endpoint.ports) {
+        for (port, own) in entry.ports.iter().zip(&endpoint.ports) {
             let found = AtEndpoint {
                 service,
-                port,
                 workload,
+                port: port.number,
+                is_for_all: entry.export_to == ExportTo::All,
             };
-            let key = (endpoint.address, *number);
-            match self.by_endpoint_port.get_mut(&key) {
-                Some(known) => known.push(found),
-                None => drop(self.by_endpoint_port.insert(key, Few::One(found))),
-            }
+            self.by_endpoint_port.add(endpoint.address, *own, found);
         }
     }
 

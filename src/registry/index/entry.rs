@@ -18,22 +18,22 @@ use crate::{
 
 /// The workload that an address belongs to: what all declarations of the address say together.
 #[derive(Clone, Debug)]
-#[repr(C)] // what decisions read stands together, at the beginning
+#[repr(C, align(64))] // what decisions read stands in the first line of the cache
 pub struct RegisteredWorkload {
     /// Its identity, `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT`; `None` where no declaration names a service account.
     pub identity: Option<SpiffeId>,
-    /// The namespace of its identity.
-    pub namespace: Arc<str>,
     /// Where the daemon that serves it is reached.
     pub gateway: SocketAddr,
     /// Its place among [`Registry::workloads`](super::Registry::workloads), for tables beside the registry.
     pub number: usize,
-    /// Its address; no other workload has it.
-    pub address: IpAddr,
     /// Its host runs a daemon.
     pub mesh_capable: bool,
     /// It is served by this host's daemon.
     pub is_local: bool,
+    /// Its address; no other workload has it.
+    pub address: IpAddr,
+    /// The namespace of its identity.
+    pub namespace: Arc<str>,
     /// Its labels.
     pub labels: BTreeMap<Arc<str>, Arc<str>>,
     /// The first declaration.
@@ -53,10 +53,14 @@ pub struct Endpoint {
 
 /// One host of a ServiceEntry.
 #[derive(Clone, Debug)]
-#[repr(C)] // as above
+#[repr(C, align(64))] // as above
 pub struct Service {
     /// Its place among [`Registry::services`](super::Registry::services).
     pub number: usize,
+    /// Whether it takes part in mTLS inference.
+    pub location: Location,
+    /// How a destination address becomes an endpoint.
+    pub resolution: Resolution,
     /// Host name, lower case; may begin with `*`.
     pub host: Arc<str>,
     /// Ports, as clients of a service address see them.
@@ -67,10 +71,6 @@ pub struct Service {
     pub export_to: ExportTo,
     /// Virtual addresses and networks.
     pub addresses: Vec<IpNetwork>,
-    /// Whether it takes part in mTLS inference.
-    pub location: Location,
-    /// How a destination address becomes an endpoint.
-    pub resolution: Resolution,
     /// Additional identities that may answer for it: the subjectAltNames that are SPIFFE IDs.
     pub subject_alt_names: Vec<SpiffeId>,
     /// The ServiceEntry.

@@ -141,7 +141,7 @@ impl Answers {
             for port in &service.ports {
                 answers.ports.entry(port.number).or_insert_with(|| {
                     decider
-                        .decide_network(client, service, Some(port))
+                        .decide_network(client, service, Some(port.number))
                         .is_captured()
                 });
             }
