@@ -2,7 +2,7 @@
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
 CARGO ?= cargo
 
-.PHONY: demo test check fmt clippy doc unit netns shell deny advisories bench bench-micro bench-gate fuzz fix
+.PHONY: demo test check fmt clippy doc unit netns shell deny advisories bench bench-micro bench-gate bench-peers fuzz fix
 
 ## demo: the main job on real hosts-in-namespaces, every claim checked (about two minutes after the build)
 demo:
@@ -58,6 +58,11 @@ bench-micro:
 ## bench-gate: instructions a packet against benches/instructions.txt; ACCEPT=1 writes that file
 bench-gate:
 	$(CARGO) bench --locked --quiet --bench gate -- $(if $(ACCEPT),accept,compare $(ONLY))
+
+## bench-peers: 10,000 sessions on one host: their memory, what they cost when idle, and what a packet costs beside them
+bench-peers:
+	$(CARGO) build --release --locked --bin identun
+	netns/peers.sh $(SIDE)
 
 ## fuzz: a minute each for the loader, for the matcher and for cut and join against their judges, then the bombs against the clock
 fuzz:
