@@ -13,8 +13,10 @@ use bytes::Bytes;
 use crate::wire::datagram::congestion_experienced;
 use codel::Codel;
 
-/// Flows are told apart by their hash modulo this.
-const BUCKETS: usize = 256;
+/// Flows are told apart by their hash modulo 256. Buckets come in groups of so many, the first time that one is needed: most
+/// sessions have few flows.
+const GROUP: usize = 8;
+const GROUPS: usize = 256 / GROUP;
 /// What a flow may send in its turn, in bytes: a few datagrams, so that the receiver finds something to join.
 const QUANTUM: i64 = 6_000;
 /// A queue of no more than this does not stand: two datagrams of a usual path, in bytes.
@@ -69,8 +71,7 @@ impl Losses {
 pub(super) struct FairQueue {
     bound: usize,
     bytes: usize,
-    /// None before the first datagram: idle sessions are many.
-    buckets: Vec<Bucket>,
+    buckets: Buckets,
     /// Buckets that had nothing waiting until lately; they go first.
     fresh: VecDeque<u8>,
     /// Buckets that take turns.
@@ -92,6 +93,10 @@ struct Bucket {
     codel: Codel,
 }
 
+/// The 256 buckets, as far as they were ever needed; nothing before the first datagram, as idle sessions are many.
+#[derive(Debug, Default)]
+struct Buckets(Vec<Option<Box<[Bucket; GROUP]>>>);
+
 #[derive(Debug)]
 struct Node {
     datagram: Bytes,
@@ -111,13 +116,42 @@ impl Bucket {
     };
 }
 
+impl Buckets {
+    const NONE: Self = Self(Vec::new());
+
+    /// A bucket that was needed before.
+    fn get_mut(&mut self, index: u8) -> Option<&mut Bucket> {
+        let group = self.0.get_mut(usize::from(index) / GROUP)?.as_deref_mut()?;
+        group.get_mut(usize::from(index) % GROUP)
+    }
+
+    /// Any bucket.
+    fn make(&mut self, index: u8) -> Option<&mut Bucket> {
+        if self.0.is_empty() {
+            self.0.resize_with(GROUPS, || None);
+        }
+        let group = self.0.get_mut(usize::from(index) / GROUP)?;
+        group
+            .get_or_insert_with(|| Box::new([Bucket::EMPTY; GROUP]))
+            .get_mut(usize::from(index) % GROUP)
+    }
+
+    /// Those that were ever needed, with their numbers.
+    fn iter(&self) -> impl Iterator<Item = (u8, &Bucket)> {
+        let firsts = (0..=u8::MAX).step_by(GROUP);
+        firsts.zip(&self.0).flat_map(|(first, group)| {
+            (first..=u8::MAX).zip(group.as_deref().into_iter().flatten())
+        })
+    }
+}
+
 impl FairQueue {
     /// An empty queue for at most `bound` bytes of datagrams.
     pub(super) const fn new(bound: usize) -> Self {
         Self {
             bound,
             bytes: 0,
-            buckets: Vec::new(),
+            buckets: Buckets::NONE,
             fresh: VecDeque::new(),
             turns: VecDeque::new(),
             nodes: Vec::new(),
@@ -143,7 +177,7 @@ impl FairQueue {
 
     /// Gives up what waits, and all memory.
     pub(super) fn clear(&mut self) {
-        let waiting: usize = self.buckets.iter().map(|bucket| bucket.len).sum();
+        let waiting: usize = self.buckets.iter().map(|(_, bucket)| bucket.len).sum();
         let losses = self.losses;
         *self = Self::new(self.bound);
         self.losses = losses;
@@ -156,16 +190,13 @@ impl FairQueue {
             self.losses.full += 1;
             return;
         }
-        if self.buckets.is_empty() {
-            self.buckets = vec![Bucket::EMPTY; BUCKETS];
-        }
         while self.bytes + datagram.len() > self.bound {
             self.lose_of_the_longest();
         }
         let len = datagram.len();
         let node = self.node(datagram, now);
         let [_, _, _, index] = flow.to_be_bytes();
-        let Some(bucket) = self.buckets.get_mut(usize::from(index)) else {
+        let Some(bucket) = self.buckets.make(index) else {
             return;
         };
         match self.nodes.get_mut(bucket.last as usize) {
@@ -191,7 +222,7 @@ impl FairQueue {
                 (None, Some(&index)) => (index, false),
                 (None, None) => return None,
             };
-            let bucket = self.buckets.get_mut(usize::from(index))?;
+            let bucket = self.buckets.get_mut(index)?;
             if bucket.credit <= 0 {
                 bucket.credit += QUANTUM;
                 self.leave(is_fresh);
@@ -200,7 +231,7 @@ impl FairQueue {
             }
             match self.take(index, now) {
                 Some(datagram) => {
-                    if let Some(bucket) = self.buckets.get_mut(usize::from(index)) {
+                    if let Some(bucket) = self.buckets.get_mut(index) {
                         bucket.credit -= i64::try_from(datagram.len()).unwrap_or(QUANTUM);
                     }
                     return Some(datagram);
@@ -211,7 +242,7 @@ impl FairQueue {
                     self.leave(is_fresh);
                     if is_fresh && !self.turns.is_empty() {
                         self.turns.push_back(index);
-                    } else if let Some(bucket) = self.buckets.get_mut(usize::from(index)) {
+                    } else if let Some(bucket) = self.buckets.get_mut(index) {
                         bucket.waits = false;
                     }
                 }
@@ -232,7 +263,7 @@ impl FairQueue {
     fn take(&mut self, index: u8, now: Instant) -> Option<Bytes> {
         loop {
             let (datagram, since) = self.unlink(index)?;
-            let bucket = self.buckets.get_mut(usize::from(index))?;
+            let bucket = self.buckets.get_mut(index)?;
             let delay = now.saturating_duration_since(since);
             if !bucket.codel.must_drop(delay, bucket.bytes < SHORT, now) {
                 return Some(datagram);
@@ -248,7 +279,7 @@ impl FairQueue {
     }
 
     fn unlink(&mut self, index: u8) -> Option<(Bytes, Instant)> {
-        let bucket = self.buckets.get_mut(usize::from(index))?;
+        let bucket = self.buckets.get_mut(index)?;
         let number = bucket.first;
         let node = self.nodes.get_mut(number as usize)?;
         let datagram = std::mem::take(&mut node.datagram);
@@ -282,9 +313,7 @@ impl FairQueue {
     }
 
     fn lose_of_the_longest(&mut self) {
-        let longest = (0..=u8::MAX)
-            .zip(&self.buckets)
-            .max_by_key(|(_, bucket)| bucket.bytes);
+        let longest = self.buckets.iter().max_by_key(|(_, bucket)| bucket.bytes);
         let Some((index, len)) = longest.map(|(index, bucket)| (index, bucket.len)) else {
             return;
         };
@@ -440,6 +469,26 @@ mod tests {
     }
 
     #[test]
+    fn few_flows_take_little_and_all_of_them_no_more_than_there_are_buckets() {
+        let (mut queue, now) = (FairQueue::new(BOUND), start());
+        let groups = |queue: &FairQueue| queue.buckets.0.iter().flatten().count();
+        assert_eq!(queue.buckets.0.capacity(), 0);
+        for _ in 0..100 {
+            fill(&mut queue, 200, 3, 100, now);
+            while queue.pop(now).is_some() {}
+        }
+        assert_eq!(groups(&queue), 1);
+        assert!(size_of::<Bucket>() * GROUP <= 1_024);
+        for flow in 0..=u8::MAX {
+            fill(&mut queue, flow, 1, 100, now);
+        }
+        assert_eq!(groups(&queue), GROUPS);
+        let numbers = queue.buckets.iter().map(|(number, _)| number);
+        assert!(numbers.eq(0..=u8::MAX));
+        assert!(queue.buckets.iter().all(|(_, bucket)| bucket.len == 1));
+    }
+
+    #[test]
     fn memory_is_bounded_and_given_back() {
         let (mut queue, now) = (FairQueue::new(BOUND), start());
         for round in 0..50 {
@@ -450,6 +499,6 @@ mod tests {
         fill(&mut queue, 1, 3, 100, now);
         queue.clear();
         assert_eq!(queue.losses_mut().ended, 3);
-        assert_eq!((queue.nodes.capacity(), queue.buckets.capacity()), (0, 0));
+        assert_eq!((queue.nodes.capacity(), queue.buckets.0.capacity()), (0, 0));
     }
 }
