@@ -21,6 +21,8 @@ use crate::{
 
 /// Silence after which a session with live flows is pinged; quinn gives up after three of them.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// So much longer the acceptor waits: where both ends have live flows the dialler pings, and its ping serves both.
+const ACCEPTOR_WAITS: Duration = Duration::from_secs(2);
 /// A draining session without flows ends after this silence.
 const DRAINED: Duration = Duration::from_secs(1);
 /// A session this close to a certificate's end is replaced, and so is one whose own certificate was rotated...
@@ -166,7 +168,12 @@ impl Tunnels {
         if session.last_inner + KEEP_ALIVE <= now && session.queue.is_empty() {
             session.queue.clear();
         }
-        let mut ping = session.last_inner.max(session.last_ping) + KEEP_ALIVE;
+        let patience = match session.dialled {
+            true => KEEP_ALIVE,
+            false => KEEP_ALIVE + ACCEPTOR_WAITS,
+        };
+        let said = session.last_inner.max(session.last_heard);
+        let mut ping = (said + patience).max(session.last_ping + KEEP_ALIVE);
         if kept && ping <= now {
             session.connection.ping();
             session.last_ping = now;

@@ -199,6 +199,33 @@ fn a_session_survives_a_rebound_nat_port() {
 }
 
 #[test]
+fn one_ping_keeps_a_session_alive_for_both_ends() {
+    let mut world = World::new(29);
+    world.connect();
+    let pings = |world: &mut World| {
+        [ALICE, BOB].map(|host| world.session(host).connection.stats().frame_tx.ping)
+    };
+    let before = pings(&mut world);
+    for host in [ALICE, BOB] {
+        world.live(host, true);
+    }
+    world.run(Duration::from_secs(65));
+    assert_eq!(world.state(ALICE), TunnelState::Up);
+    let after = pings(&mut world);
+    assert_eq!(after[BOB], before[BOB], "the acceptor need not");
+    assert!(
+        (5..=6).contains(&(after[ALICE] - before[ALICE])),
+        "{after:?}"
+    );
+
+    // What the dialler has no use for, the acceptor keeps by itself.
+    world.live(ALICE, false);
+    world.run(Duration::from_secs(65));
+    assert_eq!(world.state(BOB), TunnelState::Up);
+    assert!(pings(&mut world)[BOB] >= after[BOB] + 4);
+}
+
+#[test]
 fn live_flows_keep_an_idle_session_and_without_them_it_ends() {
     let mut world = World::new(47);
     world.connect();
