@@ -16,9 +16,12 @@ mod packets;
 #[path = "../benches/dataplane/world.rs"]
 mod world;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use cases::{CASES, Round};
+use identun::policy::{
+    Compiled, HostFacts, MeshSettings, Question, ReasonCode, SourceFile, load::load,
+};
 
 /// Packets until every pool has its size, and packets that are counted.
 const WARM: u32 = 20_000;
@@ -128,6 +131,82 @@ fn known_flows_cuts_and_joins_allocate_nothing() {
     ] {
         let each = allocations(name);
         assert!(each.whole == 0.0, "{}", each.text);
+    }
+}
+
+/// Two workloads and every kind of rule between them.
+const MESH: &str = "\
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: a, namespace: x}
+spec: {address: 10.0.0.1, serviceAccount: a, labels: {app: a}}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: b, namespace: y}
+spec: {address: 10.0.0.2, serviceAccount: b, labels: {app: b}}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: b, namespace: y}
+spec:
+  hosts: [b.y.svc.cluster.local]
+  ports: [{number: 80, name: tcp, protocol: TCP, targetPort: 8080}]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  workloadSelector: {labels: {app: b}}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: b, namespace: y}
+spec: {host: b.y.svc.cluster.local, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: b, namespace: y}
+spec: {selector: {matchLabels: {app: b}}, mtls: {mode: STRICT}}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: b, namespace: y}
+spec:
+  selector: {matchLabels: {app: b}}
+  rules:
+  - from: [{source: {namespaces: [z]}}]
+  - from: [{source: {principals: [cluster.local/ns/x/sa/a]}}]
+    to: [{operation: {ports: ['8080']}}]
+";
+
+#[test]
+fn a_decision_allocates_nothing() {
+    let mesh = MeshSettings::default();
+    let file = SourceFile {
+        name: "mesh.yaml".into(),
+        text: MESH.into(),
+    };
+    let (resources, found) = load(&[Arc::new(file)], &mesh);
+    let resources = resources.unwrap_or_else(|| panic!("{found:#?}"));
+    let host = HostFacts {
+        underlay: ["10.0.0.1".parse().unwrap()].into(),
+        port: 15_008,
+        identities: ["spiffe://cluster.local/ns/x/sa/a".parse().unwrap()].into(),
+        exempt: [].into(),
+    };
+    let (compiled, found) = Compiled::new(&resources, &mesh, host, 1);
+    let compiled = compiled.unwrap_or_else(|| panic!("{found:#?}"));
+    for (source, code) in [
+        ("10.0.0.1", ReasonCode::MutualByRule),
+        ("10.0.0.9", ReasonCode::ModeStrict),
+    ] {
+        let question = Question {
+            source: source.parse().unwrap(),
+            destination: "10.0.0.2".parse().unwrap(),
+            protocol: 6,
+            port: Some(8_080),
+        };
+        let mut decided = None;
+        let count = count::counted(|| decided = Some(compiled.decide(&question).code));
+        assert_eq!((decided, count.allocations), (Some(code), 0));
     }
 }
 
