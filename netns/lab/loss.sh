@@ -15,6 +15,7 @@
 #
 #   REPS  runs of each (3)      DUR   seconds a run (10)     CC    congestion control of the stream (bbr)
 #   DELAY each way (5ms)        LOSS  of 100 packets (1)     RATE  of the slow line (200mbit)   QUEUE of it (1MiB)
+#   LINE  rate of the line in the other cases (none: as fast as the processors; then it is they that are compared)
 #   PEERS what is compared with `none` (identun)             RELAY the relay's binary
 #
 # Trust a run only if the table says `link ok`: nothing was lost that was not asked for, single packets were dropped.
@@ -23,7 +24,7 @@ LAB=${LAB:-lossy}
 . "${LAB_LIB:?set LAB_LIB to the lib.sh of the lab}"
 HERE=$(cd "$(dirname "$0")" && pwd)
 NS_R=$LAB-r
-REPS=${REPS:-3} DUR=${DUR:-10} CC=${CC:-bbr} DELAY=${DELAY:-5ms} LOSS=${LOSS:-1} RATE=${RATE:-200mbit} QUEUE=${QUEUE:-1MiB}
+REPS=${REPS:-3} DUR=${DUR:-10} CC=${CC:-bbr} DELAY=${DELAY:-5ms} LOSS=${LOSS:-1} RATE=${RATE:-200mbit} QUEUE=${QUEUE:-1MiB} LINE=${LINE:-}
 PEERS=${PEERS-identun}
 RELAY=${RELAY:-$HERE/../../target/release/examples/delay-relay}
 CASES=${*:-clean loss slow}
@@ -161,6 +162,7 @@ loaded() {
 
 measure() { # measure CASE
   local case=$1 peer rep options=()
+  [ -z "$LINE" ] || options=(--rate "$LINE" --queue "$QUEUE")
   [ "$case" != slow ] || options=(--rate "$RATE" --queue "$QUEUE")
   relay_start "${options[@]}"
   [ "$case" != loss ] || loss_on
@@ -177,14 +179,14 @@ measure() { # measure CASE
 
 # The runs and links as one document: medians with least and most, and the ratio to the bare link.
 summary() {
-  jq -n --slurpfile runs "$WORK/runs" --slurpfile links "$WORK/links" --arg delay "$DELAY" --arg loss "$LOSS" --arg rate "$RATE" --arg queue "$QUEUE" \
+  jq -n --slurpfile runs "$WORK/runs" --slurpfile links "$WORK/links" --arg delay "$DELAY" --arg loss "$LOSS" --arg rate "$RATE" --arg line "$LINE" --arg queue "$QUEUE" \
     --arg cc "$CC" --argjson dur "$DUR" --argjson reps "$REPS" --arg kernel "$(uname -r)" --argjson cores "$(nproc)" --arg when "$(date -u +%FT%TZ)" '
     def mid: map(select(. != null)) | sort | if length == 0 then null else .[(length - 1) / 2 | floor] end;
     def spread: [mid, min, max];
     ($runs | group_by([.case, .peer != "none", .peer]) | map({ case: .[0].case, peer: .[0].peer, mbps: (map(.mbps) | spread), retransmits: (map(.retransmits) | mid),
       cpu_s_per_gb: (map(.cpu_s_per_gb) | mid), rtt_idle_ms: (map(.rtt_idle_ms) | mid),
       rtt_loaded_ms: (if .[0].rtt_loaded_ms == null then null else [(map(.rtt_loaded_ms[0]) | mid), (map(.rtt_loaded_ms[1]) | mid)] end) })) as $rows
-    | { $when, $kernel, $cores, $cc, $dur, $reps, $delay, loss_percent: ($loss | tonumber), $rate, $queue, links: $links,
+    | { $when, $kernel, $cores, $cc, $dur, $reps, $delay, loss_percent: ($loss | tonumber), $rate, $line, $queue, links: $links,
         results: ($rows | map(. as $row | . + { of_bare: (($rows[] | select(.case == $row.case and .peer == "none").mbps[0]) as $bare | if $bare > 0 then $row.mbps[0] / $bare else null end) })) }'
 }
 
