@@ -9,6 +9,7 @@ mod netlink;
 pub mod nftables;
 pub mod rights;
 pub mod routes;
+mod rules;
 pub mod sockets;
 pub mod sysctl;
 
@@ -18,10 +19,9 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use crate::{
-    host::nftables::{Present, Ruleset, command},
-    policy::Steering,
-};
+pub use rules::Rules;
+
+use crate::host::nftables::command;
 
 /// Names and numbers of what we install.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -108,6 +108,24 @@ pub enum HostError {
         /// Its name.
         table: String,
     },
+    /// A table of our name that belongs to another socket.
+    #[error(
+        "nft table inet {table} belongs to another running process, which alone can change it; stop that, or choose \
+         another name"
+    )]
+    TableOwned {
+        /// Its name.
+        table: String,
+    },
+    /// The kernel refused a part of the ruleset, and with it all of it.
+    #[error("cannot apply the ruleset ({what})")]
+    Ruleset {
+        /// The part.
+        what: String,
+        /// The kernel's reason.
+        #[source]
+        source: io::Error,
+    },
     /// A routing rule with our priority that is not ours.
     #[error(
         "a foreign routing rule has priority {priority} ({family}); choose another rule priority or remove it"
@@ -181,49 +199,6 @@ pub struct SteeringCounters {
     pub guard: u64,
 }
 
-/// First step of a start: the nft table, in one transaction. Where the table of an earlier run stands it is never
-/// replaced: its sets are brought up to date by differences, then its chains are refilled, which heals whatever was
-/// done to them. What the packet path has put into its sets stays, and so do the counters.
-///
-/// Tells whether such a table stood.
-pub fn install_rules(settings: &HostSettings, steering: &Steering) -> Result<bool, HostError> {
-    let ruleset = Ruleset::new(settings, steering)?;
-    for name in &settings.workload_interfaces {
-        if !interfaces::exists(name)? {
-            return Err(HostError::NoInterface { name: name.clone() });
-        }
-    }
-    let Some(chains) = command::chains(&settings.table)? else {
-        command::apply(&ruleset.create())?;
-        return Ok(false);
-    };
-    let (sets, hold) = command::sets(&settings.table)?;
-    let present = Present { chains, sets };
-    if let Some(text) = ruleset.adopt(&present, &hold) {
-        command::apply(&text)?;
-    }
-    command::apply(&ruleset.refill(&present))?;
-    Ok(true)
-}
-
-/// Later changes: differences of elements only, one transaction; no nft is run when there are none. Where the table is
-/// not what `old` says (somebody changed it), the whole is installed as by [`install_rules`].
-pub fn update_rules(
-    settings: &HostSettings,
-    old: &Steering,
-    new: &Steering,
-) -> Result<(), HostError> {
-    let before = Ruleset::new(settings, &old.beyond(new))?;
-    let after = Ruleset::new(settings, &new.beyond(old))?;
-    let Some(text) = after.difference(&before) else {
-        return Ok(());
-    };
-    match command::apply(&text) {
-        Err(HostError::Nft { .. }) => install_rules(settings, new).map(drop),
-        result => result,
-    }
-}
-
 /// Second step, after the TUN exists: its address, up, sysctls, routes and rules (both families). A foreign rule of
 /// our priority or a foreign route in our table is an error before anything is changed.
 pub async fn install_routes(settings: &HostSettings) -> Result<(), HostError> {
@@ -231,7 +206,7 @@ pub async fn install_routes(settings: &HostSettings) -> Result<(), HostError> {
     routes::install(settings).await
 }
 
-/// What is not as [`install_rules`] and [`install_routes`] left it, one line each: chains of the table, the TUN and its
+/// What is not as [`Rules::install`] and [`install_routes`] left it, one line each: chains of the table, the TUN and its
 /// state, rules and routes. Cheap enough to be asked every few seconds; the contents of chains and sets are not looked
 /// at. For an error to show and for a decision to install again.
 pub async fn check(settings: &HostSettings) -> Result<Vec<String>, HostError> {

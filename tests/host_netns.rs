@@ -12,6 +12,8 @@
 #[path = "policy/mesh.rs"]
 #[expect(dead_code, reason = "a part of the builders is for other tests")]
 mod mesh;
+#[path = "host_netns/owner.rs"]
+mod owner;
 #[path = "host_netns/scale.rs"]
 mod scale;
 #[path = "host_netns/screen.rs"]
@@ -22,7 +24,7 @@ mod steering;
 mod support;
 
 use identun::{
-    host::{self, HostError, SteeringCounters},
+    host::{self, HostError, Rules, SteeringCounters},
     policy::Steering,
     wire::FiveTuple,
 };
@@ -38,14 +40,14 @@ fn twice_up_and_twice_down_leave_nothing() {
         let before = machine();
         let settings = settings();
         tun();
-        host::install_rules(&settings, &full()).unwrap();
+        Rules::shared(&settings).install(&full()).unwrap();
         block_on(host::install_routes(&settings)).unwrap();
         let installed = machine();
         assert!(
             installed.contains("unreachable default dev lo table 7700"),
             "{installed}"
         );
-        host::install_rules(&settings, &full()).unwrap();
+        Rules::shared(&settings).install(&full()).unwrap();
         block_on(host::install_routes(&settings)).unwrap();
         same(&installed, &machine());
         let removed = block_on(host::down(&settings)).unwrap();
@@ -77,7 +79,9 @@ fn down_removes_what_outlived_the_tun() {
         let before = machine();
         let settings = settings();
         tun();
-        host::install_rules(&settings, &Steering::default()).unwrap();
+        Rules::shared(&settings)
+            .install(&Steering::default())
+            .unwrap();
         block_on(host::install_routes(&settings)).unwrap();
         run(&format!("ip link del {TUN}; ip rule del pref 300"));
         assert_eq!(block_on(host::down(&settings)).unwrap().len(), 6);
@@ -89,7 +93,7 @@ fn down_removes_what_outlived_the_tun() {
 fn changes_keep_what_the_packet_path_has_learnt() {
     in_namespace("changes_keep_what_the_packet_path_has_learnt", || {
         let settings = settings();
-        host::install_rules(&settings, &full()).unwrap();
+        Rules::shared(&settings).install(&full()).unwrap();
         for (set, flow) in [
             ("own4", "10.77.0.1 . 10.9.9.9 . tcp . 40000 . 443"),
             ("own6", "fd77::1 . fd99::9 . udp . 40000 . 443"),
@@ -116,7 +120,7 @@ fn changes_keep_what_the_packet_path_has_learnt() {
             .insert((ip("10.77.0.1"), "10.0.0.0/8".parse().unwrap(), 6, 80));
         wider.must_all.clear();
         wider.must.insert((ip("fd77::1"), ip("fd77::3"), 17, 53));
-        host::update_rules(&settings, &full(), &wider).unwrap();
+        Rules::shared(&settings).update(&full(), &wider).unwrap();
         let updated = run("nft list table inet idt-host");
         for part in [
             "10.77.0.1 . 10.0.0.0/8 . tcp . 80 }",
@@ -129,14 +133,14 @@ fn changes_keep_what_the_packet_path_has_learnt() {
             "{updated}"
         );
         assert_eq!(learnt(), [1; 4]);
-        host::update_rules(&settings, &wider, &full()).unwrap();
-        host::update_rules(&settings, &full(), &full()).unwrap();
+        Rules::shared(&settings).update(&wider, &full()).unwrap();
+        Rules::shared(&settings).update(&full(), &full()).unwrap();
         assert_eq!(learnt(), [1; 4]);
         // a restart with another policy, and one with another mark: chains are exchanged
-        host::install_rules(&settings, &wider).unwrap();
+        Rules::shared(&settings).install(&wider).unwrap();
         let mut marks = settings.clone();
         (marks.tunnel_mark, marks.bypass_mark) = (0x2000_0000, 0x1000_0000);
-        host::install_rules(&marks, &wider).unwrap();
+        Rules::shared(&marks).install(&wider).unwrap();
         assert!(
             run("nft list table inet idt-host")
                 .contains("meta mark & 0x30000000 == 0x20000000 counter")
@@ -150,7 +154,7 @@ fn whatever_was_done_to_the_table_is_healed() {
     in_namespace("whatever_was_done_to_the_table_is_healed", || {
         let settings = settings();
         let table = || run("nft list ruleset");
-        host::install_rules(&settings, &full()).unwrap();
+        Rules::shared(&settings).install(&full()).unwrap();
         let good = table();
         for damage in [
             "nft flush table inet idt-host",
@@ -160,7 +164,7 @@ fn whatever_was_done_to_the_table_is_healed() {
         ] {
             run(damage);
             assert!(table() != good, "{damage} did nothing");
-            host::install_rules(&settings, &full()).unwrap();
+            Rules::shared(&settings).install(&full()).unwrap();
             same(&good, &table());
         }
         // an update that meets another state than it was told installs the whole
@@ -168,8 +172,8 @@ fn whatever_was_done_to_the_table_is_healed() {
         more.must_all.clear();
         for damage in ["nft flush set inet idt-host must_all4", "nft flush ruleset"] {
             run(damage);
-            host::update_rules(&settings, &full(), &more).unwrap();
-            host::update_rules(&settings, &more, &full()).unwrap();
+            Rules::shared(&settings).update(&full(), &more).unwrap();
+            Rules::shared(&settings).update(&more, &full()).unwrap();
             same(&good, &table());
         }
     });
@@ -181,7 +185,7 @@ fn foreign_things_are_named_and_left_alone() {
         let settings = settings();
         run("nft add table inet idt-host; nft add chain inet idt-host theirs");
         let before = machine();
-        let taken = host::install_rules(&settings, &full()).unwrap_err();
+        let taken = Rules::shared(&settings).install(&full()).unwrap_err();
         assert!(matches!(taken, HostError::TableTaken { .. }), "{taken}");
         assert!(block_on(host::down(&settings)).unwrap().is_empty());
         same(&before, &machine());
@@ -231,7 +235,7 @@ fn other_users_of_our_mark_bits_are_listed() {
     in_namespace("other_users_of_our_mark_bits_are_listed", || {
         let settings = settings();
         tun();
-        host::install_rules(&settings, &full()).unwrap();
+        Rules::shared(&settings).install(&full()).unwrap();
         block_on(host::install_routes(&settings)).unwrap();
         run(
             "ip rule add pref 90 fwmark 0x4000/0xff00 lookup 9; nft add table ip kube; nft add chain ip kube c",
@@ -268,11 +272,11 @@ fn a_missing_interface_is_named() {
         let absent = block_on(host::install_routes(&settings)).unwrap_err();
         assert_eq!(absent.to_string(), "there is no interface idt-host-tun");
         settings.workload_interfaces = vec!["lo".into(), "idt-host-w0".into()];
-        let absent = host::install_rules(&settings, &full()).unwrap_err();
+        let absent = Rules::shared(&settings).install(&full()).unwrap_err();
         assert_eq!(absent.to_string(), "there is no interface idt-host-w0");
         same(&before, &machine());
         run("ip link add idt-host-w0 type veth peer name idt-host-w1");
-        host::install_rules(&settings, &full()).unwrap();
+        Rules::shared(&settings).install(&full()).unwrap();
         for set in ["wl_if", "wl_idx"] {
             let listing = run(&format!("nft list set inet idt-host {set}"));
             assert!(listing.contains("\"idt-host-w0\""), "{listing}");
@@ -280,7 +284,7 @@ fn a_missing_interface_is_named() {
         // the interface comes back with another number
         run("ip link del idt-host-w0; ip link add idt-host-w0 type veth peer name idt-host-w1");
         assert!(!run("nft list set inet idt-host wl_idx").contains("\"idt-host-w0\""));
-        host::install_rules(&settings, &full()).unwrap();
+        Rules::shared(&settings).install(&full()).unwrap();
         assert!(run("nft list set inet idt-host wl_idx").contains("\"idt-host-w0\""));
     });
 }
@@ -450,7 +454,9 @@ fn the_hosts_own_addresses_and_mtu_are_found() {
 fn counters_start_at_nothing_and_need_the_table() {
     in_namespace("counters_start_at_nothing_and_need_the_table", || {
         assert!(host::counters(&settings()).is_err());
-        host::install_rules(&settings(), &Steering::default()).unwrap();
+        Rules::shared(&settings())
+            .install(&Steering::default())
+            .unwrap();
         assert_eq!(
             host::counters(&settings()).unwrap(),
             SteeringCounters::default()

@@ -24,7 +24,7 @@ use crate::{
         tighten,
         watch::{Contents, Wanted},
     },
-    host::{self, HostSettings, SteeringCounters},
+    host::{self, HostSettings, Rules, SteeringCounters},
     identity::Identity,
     io::{Command, Shards},
     metrics::Metrics,
@@ -45,6 +45,8 @@ pub struct Control {
     pub path: PathBuf,
     /// What the host's rules are named; fixed at the start.
     pub host: HostSettings,
+    /// The nft table.
+    pub rules: Rules,
     /// The configuration in force.
     pub active: ArcSwap<Configuration>,
     /// The data plane.
@@ -266,9 +268,9 @@ impl Control {
             );
         }
         let (before, after) = (old.compiled.steering(), new.compiled.steering());
-        if let Err(error) = host::update_rules(&self.host, before, after) {
+        if let Err(error) = self.rules.update(before, after) {
             // where somebody had changed the table, a part of it may stand
-            if let Err(error) = host::install_rules(&self.host, before) {
+            if let Err(error) = self.rules.install(before) {
                 tracing::error!(error = %chained(error), "cannot put the kernel's old rules back");
             }
             return Err(error).context("cannot change the kernel's rules");
@@ -276,7 +278,7 @@ impl Control {
         if let Err(error) = self.tell(&new) {
             // What some shards have taken, all have to give up.
             let _ = self.tell(&old);
-            let undone = host::update_rules(&self.host, after, before);
+            let undone = self.rules.update(after, before);
             bail!(
                 "the data plane has ended ({error}); rules put back: {}",
                 undone.is_ok()

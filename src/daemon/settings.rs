@@ -78,6 +78,9 @@ pub struct Settings {
     pub routing: Routing,
     /// The nft table (family inet).
     pub nft_table: TableName,
+    /// The table is the daemon's property, which no other program can change or flush, where the kernel can do that
+    /// (Linux 6.9).
+    pub own_nft_table: bool,
     /// Secrets of the tunnels and the lock; 0700.
     pub state_dir: PathBuf,
     /// Where `identun status` and its like ask.
@@ -123,6 +126,7 @@ impl Default for Settings {
             marks: Marks::default(),
             routing: Routing::default(),
             nft_table: TableName("identun".into()),
+            own_nft_table: true,
             state_dir: "/var/lib/identun".into(),
             admin_socket: DEFAULT_SOCKET.into(),
             metrics: Some(MetricsListen::default()),
@@ -208,6 +212,12 @@ impl Settings {
             "nft_table",
             &mut self.nft_table,
             &running.nft_table,
+            &mut kept,
+        );
+        keep(
+            "own_nft_table",
+            &mut self.own_nft_table,
+            &running.own_nft_table,
             &mut kept,
         );
         keep(

@@ -27,7 +27,7 @@ use crate::{
     device::tun::{Tun, TunSettings},
     engine::FlowDirectory,
     host::{
-        self, HostSettings,
+        self, HostSettings, Rules,
         conntrack::{self, TunnelFlows},
         rights::{self, RightsError},
     },
@@ -84,7 +84,15 @@ struct Prepared {
     admin: UnixListener,
     metrics: Option<TcpListener>,
     host: HostSettings,
+    rules: Rules,
     mtu: u16,
+}
+
+/// The host that is changed.
+#[derive(Clone, Copy)]
+struct Host<'a> {
+    settings: &'a HostSettings,
+    rules: &'a Rules,
 }
 
 /// What of the host was not there before this start; nothing else is undone.
@@ -126,13 +134,20 @@ pub async fn start(path: &Path, configuration: Configuration) -> Result<Started,
         admin,
         metrics: metrics_listener,
         host,
+        rules,
         mtu,
     } = prepared;
     let mut added = Added::default();
-    let running = establish(&configuration, &host, &secrets, underlays, mtu, &mut added).await;
+    let on = Host {
+        settings: &host,
+        rules: &rules,
+    };
+    let running = establish(&configuration, on, &secrets, underlays, mtu, &mut added).await;
     let (shards, events) = match running {
         Ok(running) => running,
         Err(error) => {
+            // whoever owns the table has let go of it then
+            drop(rules);
             if added.rules {
                 undo(&host, added.tun).await;
             }
@@ -146,6 +161,7 @@ pub async fn start(path: &Path, configuration: Configuration) -> Result<Started,
     let control = Arc::new(Control {
         path: path.into(),
         host,
+        rules,
         active: ArcSwap::from_pointee(configuration),
         shards,
         events: Arc::new(EventLog::new(Arc::clone(&metrics))),
@@ -194,6 +210,10 @@ fn prepare(configuration: &Configuration) -> anyhow::Result<Prepared> {
     let secrets = TunnelSecrets::load_or_create(&settings.state_dir)
         .context("cannot keep the tunnels' secrets")?;
     let host = settings.host(rustix::process::geteuid().as_raw());
+    let rules = match settings.own_nft_table {
+        true => Rules::owned(&host).context("cannot program nf_tables")?,
+        false => Rules::shared(&host),
+    };
     let mtu = host::underlay_mtu(&host.tun_name).context("cannot read the MTU of the underlay")?;
     let listen = settings.listen.socket_address();
     let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
@@ -219,6 +239,7 @@ fn prepare(configuration: &Configuration) -> anyhow::Result<Prepared> {
         admin,
         metrics,
         host,
+        rules,
         mtu,
     })
 }
@@ -237,7 +258,10 @@ fn listen_tcp(address: SocketAddr) -> anyhow::Result<TcpListener> {
 /// be encrypted finds a way out.
 async fn establish(
     configuration: &Configuration,
-    host: &HostSettings,
+    Host {
+        settings: host,
+        rules,
+    }: Host<'_>,
     secrets: &TunnelSecrets,
     underlays: Vec<Underlay>,
     underlay_mtu: u16,
@@ -245,9 +269,17 @@ async fn establish(
 ) -> anyhow::Result<(Shards, Receiver<Event>)> {
     let shards = u8::try_from(underlays.len())?;
     let settings = &configuration.settings;
-    let stood = host::install_rules(host, configuration.compiled.steering())
+    let stood = rules
+        .install(configuration.compiled.steering())
         .context("cannot install the kernel's rules")?;
     added.rules = !stood;
+    if configuration.settings.own_nft_table && !rules.are_owned() {
+        tracing::warn!(
+            table = host.table,
+            "the nft table is nobody's property, another program can flush it: the kernel is older than Linux 6.9, or \
+             the table was made without; in the second case `identun down` and a start give it an owner"
+        );
+    }
     let tun = TunSettings {
         name: host.tun_name.clone(),
         mtu: settings.tun.mtu.map_or(underlay_mtu, |mtu| mtu.get()),

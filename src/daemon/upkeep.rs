@@ -75,6 +75,8 @@ fn mend(control: &Control, runtime: &Handle, missing: Vec<String>) -> Vec<String
 }
 
 async fn install(control: &Control) -> Result<(), HostError> {
-    host::install_rules(&control.host, control.active.load().compiled.steering())?;
+    control
+        .rules
+        .install(control.active.load().compiled.steering())?;
     host::install_routes(&control.host).await
 }

@@ -15,6 +15,15 @@ pub(in crate::host) fn exists(name: &str) -> Result<bool, HostError> {
     Ok(links()?.iter().any(|link| link.name == name))
 }
 
+/// The number of the interface of this name.
+pub(in crate::host) fn index(name: &str) -> Option<u32> {
+    let links = links().ok()?;
+    links
+        .iter()
+        .find(|link| link.name == name)
+        .map(|link| link.index)
+}
+
 /// Every address except the TUN's, loopback and link-local.
 pub(in crate::host) fn addresses(tun_name: &str) -> Result<BTreeSet<IpAddr>, HostError> {
     let links = links()?;

@@ -8,7 +8,9 @@
 
 pub(in crate::host) mod command;
 mod elements;
+pub(in crate::host) mod encode;
 mod marks;
+pub(in crate::host) mod owner;
 
 use std::collections::BTreeSet;
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use identun::{
-    host,
+    host::Rules,
     policy::{Compiled, MeshSettings, Mode, Resources},
 };
 
@@ -130,14 +130,16 @@ fn a_large_mesh_is_installed_and_one_changed_rule_is_a_small_change() {
             let resources = services(3000, Shape::Plain);
             let (old, new) = (compile(&resources), compile(&with_exception(&resources)));
             let settings = settings();
-            host::install_rules(&settings, old.steering()).unwrap();
+            Rules::shared(&settings).install(old.steering()).unwrap();
             let count = |set: &str| {
                 let listing = run(&format!("nft list set inet idt-host {set}"));
                 listing.matches("11.0.").count()
             };
             assert_eq!(["must_all4", "must4", "peer4"].map(count), [3000, 0, 3000]);
             let monitor = Monitor::new();
-            host::update_rules(&settings, old.steering(), new.steering()).unwrap();
+            Rules::shared(&settings)
+                .update(old.steering(), new.steering())
+                .unwrap();
             let prefix = "element inet idt-host";
             let mut expected = vec![format!(
                 "delete {prefix} must_all4 {{ 10.77.0.1 . 11.0.0.7 }}"
@@ -155,8 +157,12 @@ fn a_large_mesh_is_installed_and_one_changed_rule_is_a_small_change() {
             assert_eq!(*change, expected);
             // back to what it was, and nothing for nothing
             let monitor = Monitor::new();
-            host::update_rules(&settings, new.steering(), old.steering()).unwrap();
-            host::update_rules(&settings, old.steering(), old.steering()).unwrap();
+            Rules::shared(&settings)
+                .update(new.steering(), old.steering())
+                .unwrap();
+            Rules::shared(&settings)
+                .update(old.steering(), old.steering())
+                .unwrap();
             let [change] = &*monitor.transactions() else {
                 panic!("not one transaction")
             };
@@ -180,12 +186,14 @@ fn how_long_a_large_mesh_takes() {
             let resources = services(count, shape);
             let changed = with_exception(&resources);
             let old = timed("compile", || compile(&resources));
-            let install = || host::install_rules(&settings, old.steering()).unwrap();
+            let install = || Rules::shared(&settings).install(old.steering()).unwrap();
             timed("install", install);
             timed("install where it stands", install);
             let new = timed("compile with one rule more", || compile(&changed));
             timed("update", || {
-                host::update_rules(&settings, old.steering(), new.steering()).unwrap();
+                Rules::shared(&settings)
+                    .update(old.steering(), new.steering())
+                    .unwrap();
             });
             run("nft delete table inet idt-host");
         }

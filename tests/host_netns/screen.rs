@@ -7,7 +7,7 @@ use std::{
 };
 
 use identun::{
-    host,
+    host::{self, Rules},
     policy::{
         MeshSettings, Mode, Resources, Steering,
         document::{
@@ -294,12 +294,14 @@ fn a_kernel_takes_the_plaintext_that_policy_lets_in() {
             let wire = Wire::new();
             let settings = settings();
             let mut installed = Steering::default();
-            host::install_rules(&settings, &installed).unwrap();
+            Rules::shared(&settings).install(&installed).unwrap();
             tun();
             block_on(host::install_routes(&settings)).unwrap();
             let hosts = HOSTS.map(|host| Host::new(ip(host)));
             for (name, steering, expected) in rows() {
-                host::update_rules(&settings, &installed, &steering).unwrap();
+                Rules::shared(&settings)
+                    .update(&installed, &steering)
+                    .unwrap();
                 installed = steering;
                 for (family, here) in hosts.iter().enumerate() {
                     for (source, expected) in [PEERS, OUTSIDERS].into_iter().zip(expected) {
@@ -328,7 +330,9 @@ fn a_kernel_takes_the_plaintext_that_policy_lets_in() {
                     download(&wire, here.address, there);
                 }
             }
-            host::update_rules(&settings, &installed, &Steering::default()).unwrap();
+            Rules::shared(&settings)
+                .update(&installed, &Steering::default())
+                .unwrap();
             for set in [
                 "strict_all",
                 "strict_port",
@@ -391,7 +395,7 @@ fn a_forwarded_workload_is_screened_like_the_host() {
                     steering.strict_port.insert((workload, protocol, 443));
                 }
             }
-            host::install_rules(&settings, &steering).unwrap();
+            Rules::shared(&settings).install(&steering).unwrap();
             tun();
             block_on(host::install_routes(&settings)).unwrap();
             for (family, address) in WORKLOADS.map(ip).into_iter().enumerate() {

@@ -14,7 +14,7 @@ use std::{
 };
 
 use identun::{
-    host::{self, HostSettings},
+    host::{self, HostSettings, Rules},
     policy::Steering,
 };
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -224,7 +224,7 @@ fn policy() -> Steering {
 
 fn install() -> HostSettings {
     let settings = settings();
-    host::install_rules(&settings, &policy()).unwrap();
+    Rules::shared(&settings).install(&policy()).unwrap();
     tun();
     block_on(host::install_routes(&settings)).unwrap();
     settings
@@ -288,10 +288,10 @@ fn no_must_packet_leaves_while_the_rules_change() {
             thread::scope(|scope| {
                 let changes = scope.spawn(|| {
                     for _ in 0..10 {
-                        host::update_rules(&settings, &policy(), &other).unwrap();
-                        host::install_rules(&settings, &other).unwrap();
-                        host::update_rules(&settings, &other, &policy()).unwrap();
-                        host::install_rules(&settings, &policy()).unwrap();
+                        Rules::shared(&settings).update(&policy(), &other).unwrap();
+                        Rules::shared(&settings).install(&other).unwrap();
+                        Rules::shared(&settings).update(&other, &policy()).unwrap();
+                        Rules::shared(&settings).install(&policy()).unwrap();
                     }
                 });
                 while !changes.is_finished() {
@@ -319,7 +319,7 @@ fn strict_refuses_plaintext_and_lets_the_hosts_own_out() {
                 let sockets = [9090, 9091].map(|port| UdpSocket::bind((host, port)).unwrap());
                 dial(9090).expect("open without rules");
                 let settings = settings();
-                host::install_rules(&settings, &policy()).unwrap();
+                Rules::shared(&settings).install(&policy()).unwrap();
                 tun();
                 block_on(host::install_routes(&settings)).unwrap();
 
@@ -430,7 +430,7 @@ fn the_kernel_decides_as_the_compiled_policy_does() {
                                nft add rule inet quiet in meta l4proto { tcp, udp } drop"));
             let settings = settings();
             let policy = networks();
-            host::install_rules(&settings, &policy).unwrap();
+            Rules::shared(&settings).install(&policy).unwrap();
             tun();
             block_on(host::install_routes(&settings)).unwrap();
             let tap = Tap::new(&wire);
@@ -494,7 +494,7 @@ fn a_plain_exception_in_a_captured_network_stays_plaintext_and_its_neighbours_do
             }
             steering.peers.extend(PEERS.map(ip));
             let settings = settings();
-            host::install_rules(&settings, &steering).unwrap();
+            Rules::shared(&settings).install(&steering).unwrap();
             tun();
             block_on(host::install_routes(&settings)).unwrap();
             let sinks = PEERS.map(|peer| wire.enter(|| UdpSocket::bind((peer, PLAIN)).unwrap()));

@@ -69,6 +69,11 @@ pub(crate) fn run(command: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// A command that must not succeed.
+pub(crate) fn failed(command: &str) {
+    assert!(!output(command).status.success(), "{command}");
+}
+
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     runtime.enable_all().build().unwrap().block_on(future)
