@@ -47,6 +47,8 @@ pub struct Control {
     pub host: HostSettings,
     /// The nft table.
     pub rules: Rules,
+    /// Somebody has taken away something that we installed.
+    pub taken: Notify,
     /// The configuration in force.
     pub active: ArcSwap<Configuration>,
     /// The data plane.

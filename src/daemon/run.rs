@@ -51,6 +51,7 @@ pub async fn run(started: Started) -> anyhow::Result<()> {
     } = started;
     let ended = watch_events(Arc::clone(&control), events)?;
     feed::spawn(&control).context("cannot start the thread of the flow log")?;
+    upkeep::spawn(&control).context("cannot start the thread that hears of changes")?;
     let mut servers = JoinSet::new();
     servers.spawn(serve_unix(admin, admin_router(Arc::clone(&control))));
     if let Some(listener) = metrics {
@@ -99,6 +100,7 @@ async fn live(control: &Arc<Control>, mut ended: oneshot::Receiver<()>) -> anyho
                 }
             }
             _ = upkeep.tick() => upkeep::look(control).await,
+            () = control.taken.notified() => upkeep::look(control).await,
             () = tick(watchdog.as_mut()) => answer_watchdog(control).await,
         }
     };

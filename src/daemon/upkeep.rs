@@ -1,8 +1,10 @@
-//! Looks every few seconds whether what was installed on the host still stands, and installs it again where somebody has
-//! taken it away. What cannot be mended makes the daemon unhealthy.
+//! Looks whether what was installed on the host still stands, and installs it again where somebody has taken it away:
+//! when the kernel tells of it, and every few seconds. What cannot be mended makes the daemon unhealthy.
 
 use std::{
+    io,
     sync::{Arc, PoisonError},
+    thread,
     time::Duration,
 };
 
@@ -10,11 +12,42 @@ use tokio::{runtime::Handle, task::spawn_blocking};
 
 use crate::{
     daemon::{configuration::chained, control::Control},
-    host::{self, HostError},
+    host::{self, HostError, changes::Changes},
 };
 
 /// Between two looks. One costs a run of nft and a few netlink dumps.
 pub const PERIOD: Duration = Duration::from_secs(5);
+
+/// After a look that the kernel asked for, so that a storm of changes cannot keep us busy.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Starts the thread that hears of what others take away; it ends with the daemon.
+///
+/// # Errors
+/// When there can be no thread.
+pub fn spawn(control: &Arc<Control>) -> io::Result<()> {
+    let control = Arc::clone(control);
+    let work = move || {
+        let heard = Changes::subscribe(&control.host).and_then(|mut changes| {
+            loop {
+                changes.wait()?;
+                control.taken.notify_one();
+                thread::sleep(PAUSE);
+            }
+        });
+        if let Err::<(), _>(error) = heard {
+            tracing::warn!(
+                error = chained(error),
+                seconds = PERIOD.as_secs(),
+                "cannot hear of what others change on this host; it is looked at every few seconds instead"
+            );
+        }
+    };
+    thread::Builder::new()
+        .name("identun-upkeep".into())
+        .spawn(work)
+        .map(drop)
+}
 
 /// Looks once, mends, and notes what is still wrong for `status` and the metrics. Ends when all of it is done, so that
 /// nothing is installed behind the back of a daemon that stops.

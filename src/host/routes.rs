@@ -24,6 +24,7 @@ use rtnetlink::{
 };
 
 use crate::host::{HostError, HostSettings, sysctl};
+pub(in crate::host) use message::table;
 use message::{RouteSpec, RuleSpec};
 
 /// Metric of the unreachable route, lower in rank than whatever could be set by accident.

@@ -163,7 +163,7 @@ pub(super) fn in_table(family: Family, table: u32) -> RouteMessage {
 }
 
 /// The table a route stands in.
-pub(super) fn table(message: &RouteMessage) -> u32 {
+pub(in crate::host) fn table(message: &RouteMessage) -> u32 {
     let attribute = message.attributes.iter().find_map(|attribute| {
         if let RouteAttribute::Table(table) = attribute {
             Some(*table)
