@@ -14,9 +14,11 @@ mod diff;
 mod down;
 mod explain;
 mod flows;
+mod guard;
 mod outcomes;
 mod policies;
 mod reload;
+mod rules;
 mod schema;
 mod status;
 mod table;
@@ -133,8 +135,12 @@ enum Command {
     Down(down::Arguments),
     /// Tell what happens to a flow, and which rule says so
     Explain(explain::Arguments),
+    /// Hold plaintext back until the daemon runs: what the boot starts first
+    Guard(guard::Arguments),
     /// Read the configuration again, all or nothing
     Reload(reload::Arguments),
+    /// Show the kernel's rules and routes as nft and ip would be told
+    Rules(rules::Arguments),
     /// Show the fields of a kind of policy, or its JSON Schema
     Schema(schema::Arguments),
     /// Show health, tunnels, flows, identities and drops
@@ -205,7 +211,9 @@ fn dispatch(arguments: Arguments, out: &mut dyn Write) -> anyhow::Result<Exit> {
         Command::Diff(arguments) => diff::run(&arguments, out),
         Command::Down(arguments) => down::run(&arguments, out),
         Command::Explain(arguments) => explain::run(&arguments, out),
+        Command::Guard(arguments) => guard::run(&arguments, out),
         Command::Reload(_) => reload::run(&context, out),
+        Command::Rules(arguments) => rules::run(&arguments, out),
         Command::Schema(arguments) => schema::run(&arguments, out),
         Command::Status(arguments) => status::run(&arguments, &context, out),
         Command::TlsCheck(arguments) => tls_check::run(&arguments, out),

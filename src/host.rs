@@ -5,6 +5,7 @@
 pub mod changes;
 pub mod conntrack;
 pub mod conntrack_events;
+pub mod guard;
 mod interfaces;
 mod netlink;
 pub mod nftables;
@@ -25,7 +26,7 @@ pub use rules::Rules;
 use crate::host::nftables::command;
 
 /// Names and numbers of what we install.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq, serde::Deserialize, serde::Serialize)]
 pub struct HostSettings {
     /// nft table (inet): `identun`.
     pub table: String,

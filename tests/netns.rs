@@ -11,6 +11,8 @@
 mod audit;
 #[path = "netns/bad_luck.rs"]
 mod bad_luck;
+#[path = "netns/boot.rs"]
+mod boot;
 #[path = "netns/capture.rs"]
 mod capture;
 #[path = "netns/cuts.rs"]

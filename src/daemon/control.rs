@@ -17,6 +17,7 @@ use crate::{
         configuration::{Configuration, Rejected, chained, timestamp},
         events::{EventLog, escape},
         flowlog::{FlowLog, feed, view::FlowLogView},
+        kept::{keep_guard, note_in_force},
         render::{count, plural},
         status::{
             API_VERSION, FlowStatus, Health, HealthLevel, IdentityStatus, ShardStatus, Status,
@@ -30,7 +31,6 @@ use crate::{
     metrics::Metrics,
     policy::{Mode, Severity},
     shard::ShardSnapshot,
-    store,
     wire::DropReason,
 };
 
@@ -303,31 +303,11 @@ impl Control {
     /// Notes that `configuration` is what runs.
     pub fn put_in_force(&self, configuration: Configuration) {
         note_in_force(&configuration, &self.metrics);
+        if self.active.load().compiled.steering() != configuration.compiled.steering() {
+            keep_guard(&configuration, &self.host);
+        }
         self.active.store(Arc::new(configuration));
     }
-}
-
-/// Sets what metrics and the state folder say about the configuration in force.
-pub fn note_in_force(configuration: &Configuration, metrics: &Metrics) {
-    metrics.set_configuration(configuration.compiled.generation(), true);
-    let own = configuration.identities.own.iter();
-    metrics.set_identities(own.map(|(id, identity)| (id, identity.svid.not_after)));
-    // The copy is for people who look for what changed; the daemon works without it.
-    if let Err(error) = keep_copy(configuration) {
-        tracing::warn!(error = %error, "cannot keep a copy of the policy in force");
-    }
-}
-
-/// Writes the files in force to `last-good.yaml` of the state folder.
-fn keep_copy(configuration: &Configuration) -> Result<(), store::FileError> {
-    let mut text = String::new();
-    for file in &configuration.files {
-        text.extend(["---\n# ", &file.name, "\n", &file.text, "\n"]);
-    }
-    store::write_private(
-        &configuration.settings.state_dir.join("last-good.yaml"),
-        text.as_bytes(),
-    )
 }
 
 /// An error as `status` shows it: diagnostics with their lines.

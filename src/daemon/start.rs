@@ -18,9 +18,10 @@ use crate::{
         admin,
         clock::unix_now,
         configuration::{Configuration, Rejected},
-        control::{Control, note_in_force},
+        control::Control,
         events::EventLog,
         flowlog::FlowLog,
+        kept::{keep_guard, note_in_force},
         settings::Settings,
         watch::{Contents, Wanted},
     },
@@ -157,6 +158,7 @@ pub async fn start(path: &Path, configuration: Configuration) -> Result<Started,
     };
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
     note_in_force(&configuration, &metrics);
+    keep_guard(&configuration, &host);
     let contents = configuration.contents.clone();
     let control = Arc::new(Control {
         path: path.into(),

@@ -48,10 +48,45 @@ impl fmt::Display for Family {
     }
 }
 
+/// What [`install`] does, as shell commands; the TUN has to be there.
+pub fn commands(settings: &HostSettings) -> Vec<String> {
+    let HostSettings {
+        tun_name: tun,
+        tun_address: address,
+        mark_mask: mask,
+        tunnel_mark: mark,
+        routing_table: table,
+        rule_priority: first,
+        ..
+    } = settings;
+    let second = first.saturating_add(1);
+    let mut lines = vec![
+        format!("sysctl -qw net.ipv4.conf.{tun}.rp_filter=2 net.ipv6.conf.{tun}.addr_gen_mode=1"),
+        format!("ip address add {address}/32 dev {tun} scope host"),
+        format!("ip link set {tun} up"),
+    ];
+    for ip in ["ip", "ip -6"] {
+        let rule = format!("{ip} rule add protocol kernel fwmark {mark:#x}/{mask:#x} priority");
+        lines.extend([
+            format!("{ip} route add unreachable default metric {LAST_METRIC} table {table} protocol kernel"),
+            format!("{ip} route add default dev {tun} table {table} protocol kernel"),
+            format!("{rule} {first} lookup {table}"),
+            format!("{rule} {second} unreachable"),
+        ]);
+    }
+    lines
+}
+
 /// Brings the TUN up with its address and sysctls, and adds what is missing of routes and rules.
 pub(in crate::host) async fn install(settings: &HostSettings) -> Result<(), HostError> {
     let (connection, handle, _messages) = connect()?;
     drive(connection, install_over(&handle, settings)).await
+}
+
+/// Adds what is missing of rules, and of routes that need no TUN; one line for each.
+pub(in crate::host) async fn close(settings: &HostSettings) -> Result<Vec<String>, HostError> {
+    let (connection, handle, _messages) = connect()?;
+    drive(connection, close_over(&handle, settings)).await
 }
 
 /// Removes what is there of rules, routes and address; one line for each.
@@ -98,25 +133,51 @@ async fn install_over(handle: &Handle, settings: &HostSettings) -> Result<(), Ho
         .await
         .map_err(failed("bring the TUN up"))?;
     for (family, rules, routes) in found {
-        for route in wanted_routes(settings, family, tun) {
-            if !routes.contains(&route) {
-                let message = route.message(family, settings.routing_table);
-                let request = handle.route().add(message);
-                request.execute().await.map_err(failed("add a route"))?;
-            }
-        }
-        for rule in wanted_rules(settings) {
-            if !rules.contains(&rule) {
-                let mut request = handle.rule().add();
-                *request.message_mut() = rule.message(family);
-                request
-                    .execute()
-                    .await
-                    .map_err(failed("add a routing rule"))?;
-            }
-        }
+        let wanted = wanted_routes(settings, family, tun);
+        add_missing(handle, settings, family, &wanted, &rules, &routes).await?;
     }
     Ok(())
+}
+
+async fn close_over(handle: &Handle, settings: &HostSettings) -> Result<Vec<String>, HostError> {
+    let tun = link_index(handle, &settings.tun_name).await?;
+    let mut added = Vec::new();
+    for family in families() {
+        let rules = own_rules(handle, settings, family).await?;
+        let routes = own_routes(handle, settings, family, tun).await?;
+        let wanted = [RouteSpec::Unreachable];
+        added.extend(add_missing(handle, settings, family, &wanted, &rules, &routes).await?);
+    }
+    Ok(added)
+}
+
+/// Adds the routes first: a rule that comes to an empty table lets packets pass on to the next.
+async fn add_missing(
+    handle: &Handle,
+    settings: &HostSettings,
+    family: Family,
+    wanted: &[RouteSpec],
+    rules: &[RuleSpec],
+    routes: &[RouteSpec],
+) -> Result<Vec<String>, HostError> {
+    let (mut added, table) = (Vec::new(), settings.routing_table);
+    for route in wanted.iter().filter(|route| !routes.contains(route)) {
+        let request = handle.route().add(route.message(family, table));
+        request.execute().await.map_err(failed("add a route"))?;
+        added.push(format!("{family} route {route} in table {table}"));
+    }
+    for rule in wanted_rules(settings) {
+        if !rules.contains(&rule) {
+            let mut request = handle.rule().add();
+            *request.message_mut() = rule.message(family);
+            request
+                .execute()
+                .await
+                .map_err(failed("add a routing rule"))?;
+            added.push(format!("{family} rule {rule}"));
+        }
+    }
+    Ok(added)
 }
 
 async fn remove_over(handle: &Handle, settings: &HostSettings) -> Result<Vec<String>, HostError> {

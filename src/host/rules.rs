@@ -91,6 +91,11 @@ impl Rules {
         Ok(true)
     }
 
+    /// Makes a table where none is, from its text.
+    pub(in crate::host) fn create(&self, text: &str) -> Result<(), HostError> {
+        self.apply(text)
+    }
+
     /// Later changes: differences of elements only, one transaction; nothing is done when there are none. Where the
     /// table is not what `old` says (somebody changed it), the whole is installed as by [`Self::install`].
     pub fn update(&self, old: &Steering, new: &Steering) -> Result<(), HostError> {

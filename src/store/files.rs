@@ -17,6 +17,8 @@ use crate::policy::SourceFile;
 pub const MAX_TEXT: u64 = 1 << 20;
 /// The largest certificate or key file, in bytes.
 pub const MAX_PEM: u64 = 1 << 20;
+/// The largest file that the daemon keeps for itself, in bytes: the ruleset of a hundred thousand services has some 30 MiB.
+pub const MAX_STATE: u64 = 256 << 20;
 
 /// Why a file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -137,6 +139,14 @@ pub fn read_key(path: &Path) -> Result<Zeroizing<String>, FileError> {
 /// [`FileError`] with the path and the reason.
 pub fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
     read(path, Kind::Secret, MAX_PEM).map(Zeroizing::new)
+}
+
+/// Reads the text of a file of the state folder, by the rules of [`read_secret`] but of up to [`MAX_STATE`] bytes.
+///
+/// # Errors
+/// [`FileError`] with the path and the reason.
+pub fn read_state(path: &Path) -> Result<String, FileError> {
+    text(path, read(path, Kind::Secret, MAX_STATE)?)
 }
 
 /// Replaces `path` by `bytes` with mode 0600: readers see the old or the new content, also after a crash.

@@ -301,6 +301,9 @@ impl<'a> Encoder<'a> {
 
 /// A line without what is for the reader.
 fn strip(line: &str) -> &str {
+    if line.starts_with('#') {
+        return "";
+    }
     line.split_once(" # ").map_or(line, |(line, _)| line).trim()
 }
 
