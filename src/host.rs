@@ -175,17 +175,6 @@ pub enum HostError {
         #[source]
         source: io::Error,
     },
-    /// A kernel setting could not be written.
-    #[error("cannot write {value} to {path}")]
-    Sysctl {
-        /// The file under /proc/sys.
-        path: String,
-        /// What was to be written.
-        value: &'static str,
-        /// The system's reason.
-        #[source]
-        source: io::Error,
-    },
 }
 
 /// The counters of the ruleset, packets.

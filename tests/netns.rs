@@ -47,6 +47,8 @@ mod reload;
 mod repair;
 #[path = "netns/rig.rs"]
 mod rig;
+#[path = "netns/rights.rs"]
+mod rights;
 #[path = "segment/all.rs"]
 #[expect(
     dead_code,

@@ -27,7 +27,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> anyhow::Result<Exit> {
-    rights::check().map_err(|right| {
+    rights::check_rules().map_err(|right| {
         let message = format!("missing right: {:#}", anyhow::Error::new(right));
         Failure::new(Exit::Permission, message, "run it as root")
     })?;

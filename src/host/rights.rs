@@ -31,16 +31,22 @@ pub enum RightsError {
 
 /// CAP_NET_ADMIN, /dev/net/tun, the nft program: the first that is missing, by name.
 pub fn check() -> Result<(), RightsError> {
-    let status = fs::read_to_string("/proc/self/status").map_err(RightsError::Status)?;
-    if !has_net_admin(&status) {
-        return Err(RightsError::NetAdmin);
-    }
+    check_rules()?;
     let mut device = OpenOptions::new();
     device
         .read(true)
         .write(true)
         .open("/dev/net/tun")
-        .map_err(RightsError::Tun)?;
+        .map(drop)
+        .map_err(RightsError::Tun)
+}
+
+/// What is needed for rules and routes alone: CAP_NET_ADMIN and the nft program.
+pub fn check_rules() -> Result<(), RightsError> {
+    let status = fs::read_to_string("/proc/self/status").map_err(RightsError::Status)?;
+    if !has_net_admin(&status) {
+        return Err(RightsError::NetAdmin);
+    }
     command::find().map(drop).ok_or(RightsError::NftMissing)
 }
 

@@ -123,7 +123,11 @@ async fn install_over(handle: &Handle, settings: &HostSettings) -> Result<(), Ho
         let routes = own_routes(handle, settings, family, Some(tun)).await?;
         found.push((family, rules, routes));
     }
-    sysctl::set(&settings.tun_name)?;
+    let prepared = LinkUnspec::new_with_index(tun)
+        .append_extra_attribute(sysctl::of_tun())
+        .build();
+    let request = handle.link().set(prepared).execute();
+    request.await.map_err(failed("set the TUN's sysctls"))?;
     add_address(handle, settings, tun).await?;
     let up = LinkUnspec::new_with_index(tun).up().build();
     handle

@@ -180,12 +180,20 @@ impl Rig {
 
     /// Starts the host's daemon and waits until it is ready.
     pub(crate) fn start(&self, host: &'static str) -> Daemon {
+        self.start_by(host, &[])
+    }
+
+    /// Starts it by a program that becomes the daemon, with this program's arguments.
+    pub(crate) fn start_by(&self, host: &'static str, starter: &[&str]) -> Daemon {
         let log = File::options()
             .create(true)
             .append(true)
             .open(self.path(&format!("{host}.log")))
             .unwrap();
-        let child = command(host, &identun())
+        let program = identun();
+        let words = [starter, &[program.as_str()]].concat();
+        let child = command(host, words[0])
+            .args(&words[1..])
             .args(["daemon", "--config", &self.settings(host)])
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())

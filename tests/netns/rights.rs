@@ -1,0 +1,144 @@
+//! The daemon as its own user with one capability, as the unit file starts it, and what that is good for.
+
+use std::{fs, net::SocketAddr};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::{
+    capture::{Capture, MARKER},
+    mesh::{CLIENT_4, PORT, SERVER_4, SERVER_6, STRICT},
+    rig::{PATIENCE, Rig, in_namespace, in_namespaces},
+    traffic::{Blaster, Echo, control, tcp_echo},
+};
+
+/// No account has this number.
+const USER: &str = "7731";
+/// What config/systemd/identun.service says of rights, in setpriv's words.
+const AS_ITS_USER: [&str; 8] = [
+    "setpriv",
+    "--reuid=7731",
+    "--regid=7731",
+    "--clear-groups",
+    "--inh-caps=-all,+net_admin",
+    "--ambient-caps=-all,+net_admin",
+    "--bounding-set=-all,+net_admin",
+    "--no-new-privs",
+];
+/// The bypass mark of the usual settings, and the tunnels' port.
+const BYPASS: u32 = 0x2000_0000;
+const TUNNEL_PORT: u16 = 15_008;
+
+/// Everything below the test's folder belongs to the daemon's user, as an installation gives it its files.
+fn give_files(rig: &Rig) {
+    rig.on("client", &["chown", "-R", "7731:7731", &rig.path("")]);
+}
+
+#[test]
+fn one_capability_is_enough_for_a_whole_life() {
+    in_namespaces("rights::one_capability_is_enough_for_a_whole_life", |rig| {
+        rig.standard(STRICT);
+        give_files(&rig);
+        let _server = rig.start_by("server", &AS_ITS_USER);
+        let client = rig.start_by("client", &AS_ITS_USER);
+        let status = fs::read_to_string(format!("/proc/{}/status", client.pid())).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap()
+                .split_whitespace()
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        assert_eq!(field("Uid:"), [USER; 4].join(" "));
+        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+            assert_eq!(field(set), "0000000000001000", "{set}");
+        }
+        assert_eq!(field("NoNewPrivs:"), "1");
+
+        let _echo = Echo::start("server", PORT);
+        let capture = Capture::start();
+        let blaster = Blaster::start("client", [SERVER_4, SERVER_6], PORT);
+        for to in [SERVER_4, SERVER_6] {
+            tcp_echo("client", (to, PORT), PATIENCE).unwrap();
+        }
+        let generation = || {
+            rig.status("client").unwrap()["generation"]
+                .as_u64()
+                .unwrap()
+        };
+        let before = generation();
+        client.reload();
+        crate::rig::wait_for("the reload", || generation() > before);
+        client.kill_9();
+        blaster.offer(1_000);
+        let client = rig.start_by("client", &AS_ITS_USER);
+        for to in [SERVER_4, SERVER_6] {
+            tcp_echo("client", (to, PORT), PATIENCE).unwrap();
+        }
+        assert_eq!(rig.status("client").unwrap()["healthy"], true);
+        control("client");
+        blaster.stop();
+        capture.stop().assert_no_plaintext();
+        assert_eq!(
+            rig.log("client").matches("WARN").count(),
+            0,
+            "{}",
+            rig.log("client")
+        );
+        client.terminate();
+        rig.identun("client", &["down", "--config", &rig.settings("client")]);
+        assert!(!rig.host_state("client").contains("identun"));
+    });
+}
+
+/// Sends datagrams that look like the daemon's own, from a process that is root but not the daemon's user. Returns how many
+/// the kernel took.
+fn wear_the_mark() -> usize {
+    in_namespace("client", || {
+        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::UDP)).unwrap();
+        socket.set_mark(BYPASS).unwrap();
+        socket
+            .bind(&SocketAddr::new(CLIENT_4.parse().unwrap(), 0).into())
+            .unwrap();
+        let mut datagram = Vec::new();
+        datagram.extend(TUNNEL_PORT.to_be_bytes());
+        datagram.extend(PORT.to_be_bytes());
+        datagram.extend((8 + MARKER.len() as u16).to_be_bytes());
+        datagram.extend([0; 2]);
+        datagram.extend(MARKER);
+        let to = SocketAddr::new(SERVER_4.parse().unwrap(), 0).into();
+        (0..50)
+            .filter(|_| socket.send_to(&datagram, &to).is_ok())
+            .count()
+    })
+}
+
+#[test]
+fn nobody_but_the_daemon_s_user_wears_the_bypass_mark() {
+    in_namespaces(
+        "rights::nobody_but_the_daemon_s_user_wears_the_bypass_mark",
+        |rig| {
+            rig.standard(STRICT);
+            let _server = rig.start("server");
+            let echo = Echo::start("server", PORT);
+            // The contrast: a daemon that runs as root shares its user with every process of root. The capture takes
+            // whatever has the tunnels' port for a tunnel packet, so it is the marker in one that tells.
+            let client = rig.start("client");
+            let capture = Capture::start();
+            assert_eq!(wear_the_mark(), 50);
+            control("client");
+            assert!(capture.stop().marker_in_tunnel);
+            client.terminate();
+            rig.identun("client", &["down", "--config", &rig.settings("client")]);
+
+            give_files(&rig);
+            let _client = rig.start_by("client", &AS_ITS_USER);
+            let (capture, before) = (Capture::start(), echo.datagrams());
+            wear_the_mark();
+            tcp_echo("client", (SERVER_4, PORT), PATIENCE).unwrap();
+            control("client");
+            capture.stop().assert_no_plaintext();
+            // they went into the tunnel, as everything that this host sends there
+            println!("{} arrived by the tunnel", echo.datagrams() - before);
+        },
+    );
+}
