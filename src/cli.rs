@@ -23,6 +23,7 @@ mod schema;
 mod status;
 mod table;
 mod tls_check;
+mod upgrade;
 mod version;
 mod what_if;
 
@@ -147,6 +148,8 @@ enum Command {
     Status(status::Arguments),
     /// Compare what servers accept with what clients send, service by service
     TlsCheck(tls_check::Arguments),
+    /// Go on as the program that is installed now; connections stay
+    Upgrade(upgrade::Arguments),
     /// Show the version
     Version(version::Arguments),
     /// Tell what other policy would do to the flows that were seen
@@ -217,6 +220,7 @@ fn dispatch(arguments: Arguments, out: &mut dyn Write) -> anyhow::Result<Exit> {
         Command::Schema(arguments) => schema::run(&arguments, out),
         Command::Status(arguments) => status::run(&arguments, &context, out),
         Command::TlsCheck(arguments) => tls_check::run(&arguments, out),
+        Command::Upgrade(_) => upgrade::run(&context, out),
         Command::Version(arguments) => version::run(&arguments, out),
         Command::WhatIf(arguments) => what_if::run(&arguments, &context, out),
     }

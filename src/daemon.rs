@@ -8,6 +8,7 @@ pub mod configuration;
 pub mod control;
 pub mod events;
 pub mod flowlog;
+mod inherit;
 pub mod kept;
 pub mod log;
 pub mod render;

@@ -6,6 +6,7 @@ pub mod changes;
 pub mod conntrack;
 pub mod conntrack_events;
 pub mod guard;
+pub mod handover;
 mod interfaces;
 mod netlink;
 pub mod nftables;

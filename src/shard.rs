@@ -194,6 +194,15 @@ impl Shard {
         self.pump(now);
     }
 
+    /// Closes every session: the last thing before the process ends. What was received is delivered still, what comes from
+    /// here on is lost, and peers hold back what they send until a successor answers.
+    pub fn handle_close(&mut self, reason: &str, now: Instant) {
+        self.now = Some(now);
+        self.settle(now);
+        self.tunnels.close(reason, now);
+        self.pump(now);
+    }
+
     /// The next batch for the underlay, at most `max_datagrams` of one size to one address, written to `buf`.
     pub fn poll_transmit(
         &mut self,

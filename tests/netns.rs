@@ -63,3 +63,5 @@ mod tighten;
 mod traffic;
 #[path = "netns/transfers.rs"]
 mod transfers;
+#[path = "netns/upgrade.rs"]
+mod upgrade;

@@ -5,6 +5,7 @@ use anyhow::Context;
 use crate::{
     cli::{ConfigPath, Exit, Failure},
     daemon::{log, run, start, start::StartError},
+    host::handover::Handover,
 };
 
 #[derive(Debug, clap::Args)]
@@ -24,6 +25,7 @@ pub(super) struct Arguments {
 const WORKERS: usize = 2;
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Exit> {
+    let left = Handover::take();
     let path = &arguments.config.config;
     let configuration = start::load(path).map_err(failure)?;
     log::init(&configuration.settings.log, arguments.log.as_deref())
@@ -34,11 +36,21 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Exit> {
         .enable_all()
         .build()
         .context("cannot start the control plane")?;
-    runtime.block_on(async {
-        let started = start::start(path, configuration).await.map_err(failure)?;
+    let successor = runtime.block_on(async {
+        let started = start::start(path, configuration, left)
+            .await
+            .map_err(failure)?;
         run::run(started).await
     })?;
-    Ok(Exit::Ok)
+    // threads that wait for something are not waited for
+    runtime.shutdown_background();
+    match successor {
+        Some(successor) => {
+            let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+            Err(successor.go_on(&arguments))
+        }
+        None => Ok(Exit::Ok),
+    }
 }
 
 /// What a failed start says, and with which exit code.

@@ -287,6 +287,7 @@ mod tests {
             }],
             version: "0.1.0".into(),
             pid: 7,
+            run: "1".into(),
             uptime_seconds: 133,
             config: "/etc/identun/daemon.yaml".into(),
             generation: 2,

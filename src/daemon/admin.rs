@@ -42,6 +42,7 @@ pub fn admin_router(control: Arc<Control>) -> Router {
         .route("/v1/events", get(events))
         .route("/v1/reload", post(reload))
         .route("/v1/stop", post(stop))
+        .route("/v1/upgrade", post(upgrade))
         .with_state(Arc::clone(&control))
         .merge(metrics_router(control))
 }
@@ -142,6 +143,28 @@ async fn stop(State(control): State<Arc<Control>>, Extension(peer): Extension<Pe
     control.stop.notify_one();
     Json(json!({"apiVersion": API_VERSION, "kind": "Stop", "pid": std::process::id()}))
         .into_response()
+}
+
+/// The program that stands in this one's place now is tried on the configuration first.
+async fn upgrade(
+    State(control): State<Arc<Control>>,
+    Extension(peer): Extension<Peer>,
+) -> Response {
+    if !peer.may_change() {
+        return forbidden();
+    }
+    blocking(move || match control.try_program() {
+        Ok(version) => {
+            control.upgrade.notify_one();
+            let pid = std::process::id();
+            Json(json!({
+                "apiVersion": API_VERSION, "kind": "Upgrade", "pid": pid, "version": version,
+            }))
+            .into_response()
+        }
+        Err(error) => failure(StatusCode::UNPROCESSABLE_ENTITY, &format!("{error:#}")),
+    })
+    .await
 }
 
 /// The shard, `nft` and files answer by blocking; the listener goes on meanwhile.

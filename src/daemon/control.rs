@@ -1,8 +1,10 @@
 //! The one value that the admin API, the signals and the event thread share: what runs, and how to ask and change it.
 
 use std::{
+    ffi::OsStr,
     io::ErrorKind,
     path::PathBuf,
+    process,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -25,7 +27,7 @@ use crate::{
         tighten,
         watch::{Contents, Wanted},
     },
-    host::{self, HostSettings, Rules, SteeringCounters},
+    host::{self, HostSettings, Rules, SteeringCounters, handover::Handover},
     identity::Identity,
     io::{Command, Shards},
     metrics::Metrics,
@@ -47,6 +49,12 @@ pub struct Control {
     pub host: HostSettings,
     /// The nft table.
     pub rules: Rules,
+    /// What a successor takes over.
+    pub kept: Handover,
+    /// The program file, and that it is to be started in this one's place.
+    pub program: PathBuf,
+    /// See [`Self::program`].
+    pub upgrade: Notify,
     /// Somebody has taken away something that we installed.
     pub taken: Notify,
     /// The configuration in force.
@@ -63,6 +71,8 @@ pub struct Control {
     pub stop: Notify,
     /// When the daemon began.
     pub started: Instant,
+    /// Tells this run of the daemon from others.
+    pub run: String,
     /// Why the files on disk are not in force.
     pub config_error: Mutex<Option<String>>,
     /// What is missing of rules and routes and could not be installed again.
@@ -174,7 +184,8 @@ impl Control {
             healthy: answered && health.iter().all(|line| line.level != HealthLevel::Error),
             health,
             version: env!("CARGO_PKG_VERSION").into(),
-            pid: std::process::id(),
+            pid: process::id(),
+            run: self.run.clone(),
             uptime_seconds: self.started.elapsed().as_secs(),
             config: self.path.display().to_string(),
             generation: active.compiled.generation(),
@@ -290,6 +301,30 @@ impl Control {
         self.put_in_force(new);
         tighten::cut(&self.host, &self.shards, &old.compiled, &policy);
         Ok(generation)
+    }
+
+    /// Tells the version of the program that an upgrade would start, after it has found the configuration good.
+    ///
+    /// # Errors
+    /// What is wrong with the program, or what it says of the configuration.
+    pub fn try_program(&self) -> anyhow::Result<String> {
+        let run = |arguments: &[&OsStr]| {
+            let program = self.program.display();
+            let output = process::Command::new(&self.program)
+                .args(arguments)
+                .stdin(process::Stdio::null())
+                .output()
+                .with_context(|| format!("cannot run {program}"))?;
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+            if !output.status.success() {
+                let (said, status) = (text(&output.stderr), output.status);
+                bail!("{program}: {status}\n{}{said}", text(&output.stdout));
+            }
+            Ok(text(&output.stdout))
+        };
+        run(&["check".as_ref(), "--config".as_ref(), self.path.as_ref()])
+            .context("the program at hand does not take the configuration; nothing was changed")?;
+        run(&["--version".as_ref()])
     }
 
     /// Gives every shard a configuration.

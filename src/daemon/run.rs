@@ -1,7 +1,9 @@
 //! The life of a started daemon: signals, the admin API, the shard's events, and death in order.
 
 use std::{
-    iter,
+    ffi::OsString,
+    io, iter,
+    path::PathBuf,
     sync::{Arc, mpsc::Receiver},
     thread,
     time::Duration,
@@ -22,26 +24,31 @@ use crate::{
         clock::unix_millis,
         control::Control,
         flowlog::feed,
+        inherit,
         serve::{serve_tcp, serve_unix},
         start::Started,
         upkeep,
         watch::Watch,
     },
+    host::handover::{Handover, Part},
     io::Command,
     shard::Event,
+    store::InstanceLock,
 };
 
 /// How long events gather before they are taken: the shard wakes this thread once for all of them, not for each.
 const EVENT_PAUSE: Duration = Duration::from_millis(5);
 /// How long the shard may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// Why a daemon ends that goes on as another program.
+const UPGRADE: &str = "upgrade";
 
 /// Runs until SIGTERM, SIGINT or a stop through the admin API. Rules, routes and TUN stay: a stopped daemon lets
 /// nothing out in plaintext.
 ///
 /// # Errors
 /// When the data plane ends by itself.
-pub async fn run(started: Started) -> anyhow::Result<()> {
+pub async fn run(started: Started) -> anyhow::Result<Option<Successor>> {
     let Started {
         control,
         events,
@@ -64,16 +71,56 @@ pub async fn run(started: Started) -> anyhow::Result<()> {
         "ready"
     );
     notify(&[NotifyState::Ready]);
-    let result = live(&control, ended).await;
-    notify(&[NotifyState::Stopping]);
+    inherit::store(&control.kept);
+    let ending = live(&control, ended).await;
+    if !matches!(ending, Ok(Ending::Upgrade)) {
+        notify(&[NotifyState::Stopping]);
+    }
     servers.shutdown().await;
     let _ = std::fs::remove_file(&control.active.load().settings.admin_socket);
-    drop(lock);
-    result
+    match ending? {
+        Ending::Stop => Ok(None),
+        Ending::Upgrade => Ok(Some(Successor::of(&control, &lock)?)),
+    }
+}
+
+/// How a life ends.
+enum Ending {
+    Stop,
+    /// Another program goes on in this process.
+    Upgrade,
+}
+
+/// The program that goes on, and what it takes over.
+pub struct Successor {
+    program: PathBuf,
+    left: Handover,
+}
+
+impl Successor {
+    fn of(control: &Control, lock: &InstanceLock) -> anyhow::Result<Self> {
+        let mut left = Handover::default();
+        let keep = || -> io::Result<Handover> {
+            left.keep_all(&control.kept)?;
+            left.keep(Part::Lock, lock)?;
+            Ok(left)
+        };
+        Ok(Self {
+            program: control.program.clone(),
+            left: keep().context("cannot hand the descriptors over")?,
+        })
+    }
+
+    /// Becomes the program, with these arguments. Returns only to say why that was not possible.
+    pub fn go_on(self, arguments: &[OsString]) -> anyhow::Error {
+        let program = self.program.clone();
+        let error = self.left.exec(&self.program, arguments);
+        anyhow::Error::new(error).context(format!("cannot go on as {}", program.display()))
+    }
 }
 
 /// Waits for signals and requests, and ends the shard in order.
-async fn live(control: &Arc<Control>, mut ended: oneshot::Receiver<()>) -> anyhow::Result<()> {
+async fn live(control: &Arc<Control>, mut ended: oneshot::Receiver<()>) -> anyhow::Result<Ending> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -87,7 +134,12 @@ async fn live(control: &Arc<Control>, mut ended: oneshot::Receiver<()>) -> anyho
         tokio::select! {
             _ = terminate.recv() => break "SIGTERM",
             _ = interrupt.recv() => break "SIGINT",
-            () = control.stop.notified() => break "asked to stop",
+            () = control.stop.notified() => {
+                // whoever asks removes what the descriptors stand for
+                inherit::forget_all();
+                break "asked to stop";
+            }
+            () = control.upgrade.notified() => break UPGRADE,
             _ = hangup.recv() => reload(control).await,
             _ = &mut ended => {
                 let why = control.shards.wait();
@@ -106,23 +158,29 @@ async fn live(control: &Arc<Control>, mut ended: oneshot::Receiver<()>) -> anyho
     };
     tracing::info!(reason, "stopping");
     let drain = || Command::Drain {
-        reason: "the daemon stops".into(),
+        reason: reason.into(),
     };
-    if control
-        .shards
-        .send_all(drain)
+    // a successor is there in a moment: nobody needs to look for another way
+    let drained = match reason {
+        UPGRADE => Ok(()),
+        _ => control.shards.send_all(drain),
+    };
+    if drained
         .and_then(|()| control.shards.send_all(|| Command::Stop))
         .is_ok()
         && timeout(GOODBYE, ended).await.is_err()
     {
         tracing::warn!("the data plane did not end in time");
     }
+    if reason == UPGRADE {
+        return Ok(Ending::Upgrade);
+    }
     tracing::info!(
         tun = control.host.tun_name,
         table = control.host.table,
         "stopped; rules, routes and TUN stay, so nothing leaves in plaintext: `identun down` removes them"
     );
-    Ok(())
+    Ok(Ending::Stop)
 }
 
 /// Hands the shard's events to the log on a thread of their own. The receiver learns when the shard has ended.

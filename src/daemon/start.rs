@@ -16,11 +16,12 @@ use tokio::{net::UnixListener, sync::Notify};
 use crate::{
     daemon::{
         admin,
-        clock::unix_now,
+        clock::{unix_millis, unix_now},
         configuration::{Configuration, Rejected},
         control::Control,
         events::EventLog,
         flowlog::FlowLog,
+        inherit,
         kept::{keep_guard, note_in_force},
         settings::Settings,
         watch::{Contents, Wanted},
@@ -30,6 +31,7 @@ use crate::{
     host::{
         self, HostSettings, Rules,
         conntrack::{self, TunnelFlows},
+        handover::Handover,
         rights::{self, RightsError},
     },
     identity::WallClock,
@@ -96,6 +98,13 @@ struct Host<'a> {
     rules: &'a Rules,
 }
 
+/// The ways in and out, and what a predecessor left of them.
+struct Devices {
+    underlays: Vec<Underlay>,
+    mtu: u16,
+    left: Handover,
+}
+
 /// What of the host was not there before this start; nothing else is undone.
 #[derive(Default)]
 struct Added {
@@ -123,11 +132,18 @@ pub fn load(path: &Path) -> Result<Configuration, StartError> {
 ///
 /// # Errors
 /// [`StartError`]; nothing stays behind.
-pub async fn start(path: &Path, configuration: Configuration) -> Result<Started, StartError> {
+pub async fn start(
+    path: &Path,
+    configuration: Configuration,
+    mut left: Handover,
+) -> Result<Started, StartError> {
     let started = start_time();
     rights::check().map_err(StartError::Rights)?;
     harden().map_err(StartError::Failed)?;
-    let prepared = prepare(&configuration).map_err(StartError::Failed)?;
+    let prepared = prepare(&configuration, &mut left).map_err(StartError::Failed)?;
+    let program = std::env::current_exe()
+        .context("cannot tell which program this is")
+        .map_err(StartError::Failed)?;
     let Prepared {
         lock,
         secrets,
@@ -143,8 +159,13 @@ pub async fn start(path: &Path, configuration: Configuration) -> Result<Started,
         settings: &host,
         rules: &rules,
     };
-    let running = establish(&configuration, on, &secrets, underlays, mtu, &mut added).await;
-    let (shards, events) = match running {
+    let devices = Devices {
+        underlays,
+        mtu,
+        left,
+    };
+    let running = establish(&configuration, on, &secrets, devices, &mut added).await;
+    let (shards, events, kept) = match running {
         Ok(running) => running,
         Err(error) => {
             // whoever owns the table has let go of it then
@@ -164,6 +185,9 @@ pub async fn start(path: &Path, configuration: Configuration) -> Result<Started,
         path: path.into(),
         host,
         rules,
+        kept,
+        program,
+        upgrade: Notify::new(),
         taken: Notify::new(),
         active: ArcSwap::from_pointee(configuration),
         shards,
@@ -172,6 +196,7 @@ pub async fn start(path: &Path, configuration: Configuration) -> Result<Started,
         metrics,
         stop: Notify::new(),
         started,
+        run: format!("{:x}", unix_millis()),
         config_error: Mutex::default(),
         damage: Mutex::default(),
         reloading: Mutex::new(contents),
@@ -206,17 +231,14 @@ fn harden() -> anyhow::Result<()> {
 }
 
 /// Everything that others may hold: the lock, the ports, the sockets.
-fn prepare(configuration: &Configuration) -> anyhow::Result<Prepared> {
+fn prepare(configuration: &Configuration, left: &mut Handover) -> anyhow::Result<Prepared> {
     let settings = &configuration.settings;
     store::private_dir(&settings.state_dir).context("cannot use the state folder")?;
-    let lock = InstanceLock::acquire(&settings.state_dir)?;
+    let lock = inherit::lock(&settings.state_dir, left)?;
     let secrets = TunnelSecrets::load_or_create(&settings.state_dir)
         .context("cannot keep the tunnels' secrets")?;
     let host = settings.host(rustix::process::geteuid().as_raw());
-    let rules = match settings.own_nft_table {
-        true => Rules::owned(&host).context("cannot program nf_tables")?,
-        false => Rules::shared(&host),
-    };
+    let rules = inherit::rules(&host, settings.own_nft_table, left)?;
     let mtu = host::underlay_mtu(&host.tun_name).context("cannot read the MTU of the underlay")?;
     let listen = settings.listen.socket_address();
     let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
@@ -227,8 +249,7 @@ fn prepare(configuration: &Configuration) -> anyhow::Result<Prepared> {
         send_buffer: SEND_BUFFER,
         receive_buffer: RECEIVE_BUFFER,
     };
-    let underlays = Underlay::bind_group(&underlay, shards)
-        .with_context(|| format!("cannot listen at UDP {listen}"))?;
+    let underlays = inherit::underlays(&underlay, shards, left)?;
     let metrics = settings
         .metrics
         .as_ref()
@@ -266,10 +287,13 @@ async fn establish(
         rules,
     }: Host<'_>,
     secrets: &TunnelSecrets,
-    underlays: Vec<Underlay>,
-    underlay_mtu: u16,
+    Devices {
+        underlays,
+        mtu: underlay_mtu,
+        mut left,
+    }: Devices,
     added: &mut Added,
-) -> anyhow::Result<(Shards, Receiver<Event>)> {
+) -> anyhow::Result<(Shards, Receiver<Event>, Handover)> {
     let shards = u8::try_from(underlays.len())?;
     let settings = &configuration.settings;
     let stood = rules
@@ -288,8 +312,7 @@ async fn establish(
         mtu: settings.tun.mtu.map_or(underlay_mtu, |mtu| mtu.get()),
         queue_length: settings.tun.queue_length,
     };
-    let tuns = Tun::open_queues(&tun, shards)
-        .with_context(|| format!("cannot open the TUN {}", host.tun_name))?;
+    let tuns = inherit::tuns(&tun, shards, &mut left)?;
     added.tun = true;
     if !tuns.iter().all(Tun::udp_offload) {
         tracing::info!(
@@ -299,6 +322,7 @@ async fn establish(
     host::install_routes(host)
         .await
         .context("cannot install routes")?;
+    let kept = inherit::keep(&tuns, &underlays, rules)?;
     let clock = WallClock::default();
     clock.set(unix_now());
     let directory = Arc::new(FlowDirectory::default());
@@ -325,7 +349,7 @@ async fn establish(
     }
     let (running, events) = io::spawn_all(parts, &clock).context("cannot start the data plane")?;
     seed(&running, host);
-    Ok((running, events))
+    Ok((running, events, kept))
 }
 
 /// The tunnels of shard `lane` of so many. The secrets are the same for all: what reaches the wrong one, because a

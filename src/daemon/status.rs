@@ -31,6 +31,8 @@ pub struct Status {
     pub version: String,
     /// Process number.
     pub pid: u32,
+    /// Tells this run of the daemon from the next, which may have the same process number.
+    pub run: String,
     /// Since the start.
     pub uptime_seconds: u64,
     /// The configuration file.

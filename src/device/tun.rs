@@ -134,6 +134,7 @@ const MAX_NAME: usize = libc::IFNAMSIZ - 1;
 const TUNSETIFF: Opcode = opcode::write::<c_int>(b'T', 202);
 const TUNSETPERSIST: Opcode = opcode::write::<c_int>(b'T', 203);
 const TUNSETOFFLOAD: Opcode = opcode::write::<libc::c_uint>(b'T', 208);
+const TUNGETIFF: Opcode = opcode::read::<libc::c_uint>(b'T', 210);
 const TUNSETVNETHDRSZ: Opcode = opcode::write::<c_int>(b'T', 216);
 const TUNSETVNETLE: Opcode = opcode::write::<c_int>(b'T', 220);
 
@@ -175,6 +176,25 @@ impl Tun {
             }),
             _ => Ok(all),
         }
+    }
+
+    /// Takes over the queues that a predecessor held, with the packets that wait in them.
+    ///
+    /// # Errors
+    /// As [`Self::open`], also when they are not this device's queues.
+    pub fn adopt_queues(
+        settings: &TunSettings,
+        queues: Vec<OwnedFd>,
+    ) -> Result<Vec<Self>, TunError> {
+        check_name(&settings.name)?;
+        for queue in &queues {
+            if attached_to(queue).as_deref() != Some(settings.name.as_str()) {
+                let (name, what) = (settings.name.clone(), String::from("another device"));
+                return Err(TunError::NotTun { name, what });
+            }
+        }
+        let adopt = |queue| Self::configure(settings, queue);
+        queues.into_iter().map(adopt).collect()
     }
 
     fn open_first(settings: &TunSettings, queues: Queues) -> Result<Self, TunError> {
@@ -353,6 +373,16 @@ fn attach(name: &str, create: bool, queues: Queues) -> Result<OwnedFd, TunError>
             source: error.into(),
         }),
     }
+}
+
+/// The interface to which a queue is attached; `None` when it is no queue, or of an interface that is gone.
+fn attached_to(queue: &OwnedFd) -> Option<String> {
+    // SAFETY: `ifreq` is a plain C struct of integers and a union of such; all zeroes is a value of it.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: TUNGETIFF writes one `struct ifreq`, which is what `request` is; another driver does not know the number.
+    unsafe { ioctl(queue, Updater::<TUNGETIFF, _>::new(&mut request)) }.ok()?;
+    let name = request.ifr_name.iter().take_while(|byte| **byte != 0);
+    String::from_utf8(name.map(|byte| byte.to_ne_bytes()[0]).collect()).ok()
 }
 
 fn adopt(name: &str, mtu: u16, fd: OwnedFd) -> Result<tun::Device, TunError> {

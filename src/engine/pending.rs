@@ -25,7 +25,8 @@ pub struct PendingLimits {
 impl Default for PendingLimits {
     fn default() -> Self {
         Self {
-            packets: 64,
+            // as many as wait in the TUN: a successor finds them all at once, before its first tunnel is up
+            packets: 4_096,
             bytes: 256 * 1024,
             wait: Duration::from_secs(1),
             total_bytes: 4 * 1024 * 1024,

@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    os::fd::{AsFd, OwnedFd},
     sync::{Mutex, PoisonError},
 };
 
@@ -44,6 +45,20 @@ impl Rules {
             source,
         })?;
         Ok(Self::of(settings, Ownership::Ours(owner)))
+    }
+
+    /// As [`Self::owned`], by the socket of a predecessor, whose table stays owned throughout.
+    pub fn inherited(settings: &HostSettings, socket: OwnedFd) -> io::Result<Self> {
+        Ok(Self::of(settings, Ownership::Ours(Owner::adopt(socket)?)))
+    }
+
+    /// Another name for the socket that owns the table, for a successor; `None` where it has no owner.
+    pub fn owner(&self) -> io::Result<Option<OwnedFd>> {
+        let owner = self.owner.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*owner {
+            Ownership::Ours(owner) => owner.as_fd().try_clone_to_owned().map(Some),
+            Ownership::Nobodys => Ok(None),
+        }
     }
 
     /// Rules that anybody with the rights can change too, programmed by nft.

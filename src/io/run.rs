@@ -149,7 +149,8 @@ impl<D: PacketDevice> Runner<D> {
             if ready.socket {
                 self.read_underlay(now);
             }
-            if ready.device {
+            // What applications send from here on stays in the device, for a successor.
+            if ready.device && self.stop_by.is_none() {
                 self.read_device(ready.device_error, now)?;
             }
             self.pass_on();
@@ -188,7 +189,12 @@ impl<D: PacketDevice> Runner<D> {
                 // Whoever asked may have gone.
                 Ok(Command::Snapshot(reply)) => drop(reply.try_send(self.shard.snapshot())),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => {
-                    self.stop_by.get_or_insert(now + STOP_WITHIN);
+                    if self.stop_by.is_none() {
+                        self.stop_by = Some(now + STOP_WITHIN);
+                        // what has arrived is delivered before peers are told to send no more
+                        self.read_underlay(now);
+                        self.shard.handle_close("stopped", now);
+                    }
                     return;
                 }
                 Err(TryRecvError::Empty) => return,
@@ -378,7 +384,7 @@ impl<D: PacketDevice> Runner<D> {
     }
 
     fn sleep(&mut self, now: Instant) -> io::Result<Ready> {
-        let reads = self.shard.wants_device();
+        let reads = self.stop_by.is_none() && self.shard.wants_device();
         if let Some(fd) = self.device.fd() {
             self.poller
                 .device_interest(fd, reads, !self.backlog.is_empty())?;

@@ -3,7 +3,7 @@
 use std::{
     io, mem,
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
 
@@ -108,6 +108,35 @@ impl Underlay {
         Ok(group)
     }
 
+    /// Takes over the sockets that a predecessor held for as many shards, with the datagrams that wait in them.
+    ///
+    /// # Errors
+    /// When they are not bound to where this is to listen, or cannot be configured.
+    pub fn adopt_group(
+        settings: &UnderlaySettings,
+        sockets: Vec<OwnedFd>,
+    ) -> io::Result<Vec<Self>> {
+        let adopt = |socket: OwnedFd| {
+            let socket = Socket::from(socket);
+            let bound = socket.local_addr()?.as_socket();
+            let wanted = settings.listen;
+            let anywhere = |address: SocketAddr| address.ip().to_canonical().is_unspecified();
+            let same = bound.is_some_and(|bound| {
+                bound.port() == wanted.port()
+                    && (bound.ip() == wanted.ip() || anywhere(bound) && anywhere(wanted))
+            });
+            if !same || socket.r#type()? != Type::DGRAM {
+                return Err(io::ErrorKind::AddrNotAvailable.into());
+            }
+            if settings.mark != 0 {
+                socket.set_mark(settings.mark)?;
+            }
+            set_buffers(&socket, settings)?;
+            Self::of(socket, wanted).map_err(io::Error::from)
+        };
+        sockets.into_iter().map(adopt).collect()
+    }
+
     /// Opens the socket. Nothing leaves it before it has its mark.
     ///
     /// # Errors
@@ -159,6 +188,13 @@ impl Underlay {
                 bind(error)
             }
         })?;
+        Self::of(socket, listen)
+    }
+
+    fn of(socket: Socket, listen: SocketAddr) -> Result<Self, BindError> {
+        let configure = |error| BindError::Configure(listen, error);
+        let local = socket.local_addr().map_err(configure)?;
+        let ipv6 = local.is_ipv6();
         let socket = UdpSocket::from(socket);
         let state = UdpSocketState::new(UdpSockRef::from(&socket)).map_err(configure)?;
         if state.gro_segments() <= 1 {

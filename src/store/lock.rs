@@ -2,8 +2,11 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{Read, Seek, Write},
-    os::unix::fs::OpenOptionsExt,
+    io::{self, Read, Seek, Write},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
 };
 
@@ -30,7 +33,7 @@ pub enum LockError {
 /// Held until dropped; the kernel frees it when the process dies.
 #[derive(Debug)]
 pub struct InstanceLock {
-    _file: File,
+    file: File,
 }
 
 impl InstanceLock {
@@ -51,7 +54,7 @@ impl InstanceLock {
             .create(true)
             .truncate(false)
             .mode(0o600);
-        let mut file = options.open(&path).map_err(failed("open"))?;
+        let file = options.open(&path).map_err(failed("open"))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -64,11 +67,41 @@ impl InstanceLock {
             }
             Err(error) => return Err(failed("lock")(error.into())),
         }
+        Self::of(file).map_err(failed("write"))
+    }
+
+    /// The lock that this process held before it became another program.
+    ///
+    /// # Errors
+    /// [`LockError::File`] when it is not the lock of this state folder.
+    pub fn adopt(state_dir: &Path, held: OwnedFd) -> Result<Self, LockError> {
+        let path = state_dir.join("lock");
+        let failed = |error| LockError::File(io_error("take over", &path)(error));
+        let held = File::from(held);
+        let (there, ours) = path
+            .metadata()
+            .and_then(|there| Ok((there, held.metadata()?)))
+            .map_err(failed)?;
+        if (there.dev(), there.ino()) != (ours.dev(), ours.ino()) {
+            return Err(failed(io::ErrorKind::NotFound.into()));
+        }
+        // ours already, or this takes it
+        rustix::fs::flock(&held, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|error| failed(error.into()))?;
+        Self::of(held).map_err(failed)
+    }
+
+    fn of(mut file: File) -> io::Result<Self> {
         file.set_len(0)
             .and_then(|()| file.rewind())
-            .and_then(|()| writeln!(file, "{}", std::process::id()))
-            .map_err(failed("write"))?;
-        Ok(Self { _file: file })
+            .and_then(|()| writeln!(file, "{}", std::process::id()))?;
+        Ok(Self { file })
+    }
+}
+
+impl AsFd for InstanceLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

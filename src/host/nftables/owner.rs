@@ -2,13 +2,19 @@
 //! (NFT_TABLE_F_OWNER, Linux 5.12), and it stays when the socket closes (NFT_TABLE_F_PERSIST, Linux 6.9). From then on
 //! it is an orphan, which anybody with the rights may remove and the next owner takes over.
 
-use std::io;
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
 
 use rustix::{
     io::Errno,
     net::{
-        RecvFlags, recv,
-        sockopt::{set_socket_recv_buffer_size_force, set_socket_send_buffer_size_force},
+        AddressFamily, RecvFlags, recv,
+        sockopt::{
+            set_socket_recv_buffer_size_force, set_socket_send_buffer_size_force, socket_domain,
+            socket_protocol,
+        },
     },
 };
 use socket2::{Domain, Protocol, Socket, Type};
@@ -55,6 +61,21 @@ impl Owner {
         Ok(Self { socket })
     }
 
+    /// The socket of a predecessor, to which the table belongs already.
+    pub(in crate::host) fn adopt(socket: OwnedFd) -> io::Result<Self> {
+        let is_netlink = socket_domain(&socket)? == AddressFamily::NETLINK
+            && socket_protocol(&socket)?
+                .is_some_and(|protocol| i32::try_from(protocol.as_raw().get()) == Ok(NETFILTER));
+        if !is_netlink {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let socket = Socket::from(socket);
+        // answers to a predecessor's last words
+        let mut buffer = [0; 1];
+        while recv(&socket, buffer.as_mut_slice(), RecvFlags::DONTWAIT).is_ok() {}
+        Ok(Self { socket })
+    }
+
     /// Sends a transaction: all of it takes effect, or nothing. The kernel works on it before the call returns, so that
     /// its answers are there then.
     pub(in crate::host) fn apply(&self, batch: &Finished) -> Result<(), Refusal> {
@@ -97,6 +118,12 @@ impl Owner {
             None if answered => Ok(()),
             None => Err(failed(io::Error::other("no answer"))),
         }
+    }
+}
+
+impl AsFd for Owner {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 
