@@ -24,8 +24,9 @@ use crate::{
 struct Talks {
     stop: Arc<AtomicBool>,
     answers: Arc<AtomicU64>,
-    /// Each ends with the longest time that an answer took.
-    threads: Vec<JoinHandle<Duration>>,
+    /// The longest time that an answer took since it was asked for last, microseconds.
+    longest: Vec<Arc<AtomicU64>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Talks {
@@ -37,12 +38,13 @@ impl Talks {
             in_namespace("client", || TcpStream::connect_timeout(&to, PATIENCE)).unwrap()
         };
         let streams: Vec<_> = (0..count).map(connect).collect();
+        let longest: Vec<_> = (0..count).map(|_| Arc::<AtomicU64>::default()).collect();
         let talk = |(number, mut stream): (usize, TcpStream)| {
             let (stop, answers) = (Arc::clone(&stop), Arc::clone(&answers));
+            let longest = Arc::clone(&longest[number]);
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             stream.set_nodelay(true).unwrap();
             thread::spawn(move || {
-                let mut longest = Duration::ZERO;
                 let mut turn = 0_u64;
                 while !stop.load(Ordering::Relaxed) {
                     let mut question = MARKER.to_vec();
@@ -53,18 +55,19 @@ impl Talks {
                     let mut answer = vec![0; question.len()];
                     stream.read_exact(&mut answer).unwrap();
                     assert_eq!(answer, question, "connection {number}, turn {turn}");
-                    longest = longest.max(begin.elapsed());
+                    let took = begin.elapsed().as_micros() as u64;
+                    longest.fetch_max(took, Ordering::Relaxed);
                     answers.fetch_add(1, Ordering::Relaxed);
                     turn += 1;
                     thread::sleep(Duration::from_millis(5));
                 }
-                longest
             })
         };
         let threads = streams.into_iter().enumerate().map(talk).collect();
         Self {
             stop,
             answers,
+            longest,
             threads,
         }
     }
@@ -77,23 +80,27 @@ impl Talks {
         });
     }
 
-    /// Ends them; every one must have gone on to the end. Prints how long answers took at worst.
+    /// Prints how long answers took at worst since this was called last.
+    fn tell(&self, what: &str) {
+        let taken = self
+            .longest
+            .iter()
+            .map(|one| one.swap(0, Ordering::Relaxed));
+        let mut taken: Vec<_> = taken.map(|micros| micros / 1_000).collect();
+        taken.sort_unstable();
+        let count = taken.len();
+        let (half, most, last) = (taken[count / 2], taken[count * 95 / 100], taken[count - 1]);
+        println!(
+            "{what}: {count} connections, longest wait: median {half} ms, p95 {most} ms, {last} ms"
+        );
+    }
+
+    /// Ends them; every one must have gone on to the end.
     fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
-        let count = self.threads.len();
-        let mut longest: Vec<_> = self
-            .threads
-            .into_iter()
-            .map(|one| one.join().unwrap())
-            .collect();
-        longest.sort_unstable();
-        println!(
-            "{count} connections, {} answers; longest wait: median {:?}, p95 {:?}, most {:?}",
-            self.answers.load(Ordering::Relaxed),
-            longest[count / 2],
-            longest[count * 95 / 100],
-            longest[count - 1]
-        );
+        for thread in self.threads {
+            thread.join().unwrap();
+        }
     }
 }
 
@@ -270,6 +277,7 @@ fn what_a_service_manager_keeps_is_nobody_s_to_flush_and_loses_no_packet() {
                     echo.datagrams() >= before + sent
                 });
                 talks.go_on(5);
+                talks.tell(how);
             }
             talks.stop();
             control("client");
