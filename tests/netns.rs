@@ -25,7 +25,9 @@ mod delays;
 mod denied;
 #[path = "netns/foreign.rs"]
 mod foreign;
-#[path = "hostile/peer.rs"]
+#[path = "netns/forge.rs"]
+mod forge;
+#[path = "netns/hostile.rs"]
 mod hostile;
 #[path = "netns/identities.rs"]
 mod identities;
@@ -39,6 +41,8 @@ mod mesh;
 mod offloads;
 #[path = "netns/outcomes.rs"]
 mod outcomes;
+#[path = "hostile/peer.rs"]
+mod peer;
 #[path = "netns/refusals.rs"]
 mod refusals;
 #[path = "netns/reload.rs"]

@@ -14,8 +14,8 @@ use quinn::Connection;
 
 use crate::{
     capture::{CONTROL_PORT, Capture, MARKER},
-    hostile::{self, Control, Credentials},
     mesh::{CLIENT_4, CLIENT_6, NAKED_4, NAKED_6, PORT, SERVER_4, SERVER_6, STRICT},
+    peer::{self, Control, Credentials},
     rig::{PATIENCE, Rig, in_namespace, in_namespaces, wait_for},
     traffic::{Echo, control, tcp_echo},
 };
@@ -112,7 +112,7 @@ pub(crate) async fn session(socket: UdpSocket, credentials: &Credentials) -> (Co
     };
     let to = SocketAddr::new(SERVER_4.parse().unwrap(), 15_008);
     let name = sni::server_name(&id("server"));
-    let connection = hostile::dial(socket, to, &name, Some(credentials))
+    let connection = peer::dial(socket, to, &name, Some(credentials))
         .await
         .unwrap();
     let mut control = Control::hello(&connection, &id("client"), &id("server")).await;
@@ -165,7 +165,7 @@ fn a_client_refuses_whoever_cannot_prove_the_wanted_identity() {
             let runtime = tokio::runtime::Runtime::new().unwrap();
             let (report, inner) = std::sync::mpsc::sync_channel(8);
             runtime.spawn(async move {
-                let endpoint = hostile::server(socket, &credentials);
+                let endpoint = peer::server(socket, &credentials);
                 while let Some(incoming) = endpoint.accept().await {
                     let Ok(connection) = incoming.await else {
                         continue;

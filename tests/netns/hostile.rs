@@ -1,0 +1,8 @@
+//! Hostile input in bulk (steering.md §2.2, §2.4): on the segment, through a tunnel, in words, and what it costs.
+
+#[path = "hostile/kinds.rs"]
+mod kinds;
+#[path = "hostile/segment.rs"]
+mod segment;
+#[path = "hostile/tunnel.rs"]
+mod tunnel;
