@@ -13,6 +13,7 @@ mod control;
 mod dial;
 mod end;
 mod error;
+mod gate;
 mod greeting;
 mod links;
 mod pool;
@@ -41,6 +42,7 @@ use crate::{
     tunnel::{
         config::Configs,
         control::Violation,
+        gate::Gate,
         links::{Links, Routed},
         pool::Tunnel,
         random::Random,
@@ -81,6 +83,7 @@ pub struct Tunnels {
     backoffs: BTreeSet<(Instant, TunnelId)>,
     /// Accepted sessions that are not up yet.
     incoming: BTreeSet<ConnectionHandle>,
+    gate: Gate,
     received: VecDeque<(TunnelId, PeerFlags, Bytes)>,
     received_bytes: usize,
     events: VecDeque<TunnelEvent>,
@@ -114,6 +117,7 @@ impl Tunnels {
             tunnels: BTreeMap::new(),
             backoffs: BTreeSet::new(),
             incoming: BTreeSet::new(),
+            gate: Gate::new(),
             received: VecDeque::new(),
             received_bytes: 0,
             events: VecDeque::new(),
@@ -146,6 +150,9 @@ impl Tunnels {
         keys: &mut KeyTable,
     ) {
         self.now = Some(now);
+        if self.is_crowded() && self.turns_away(&datagram, now) {
+            return;
+        }
         match self.links.handle(datagram, now) {
             Some(Routed::Connection) | None => {}
             Some(Routed::Incoming(incoming)) => self.accept(*incoming, now, keys),

@@ -228,6 +228,11 @@ impl Compiled {
         self.registry().gateways(peer)
     }
 
+    /// Some remote workload's host has this underlay address.
+    pub fn is_gateway(&self, address: IpAddr) -> bool {
+        self.registry().is_gateway(address)
+    }
+
     /// A flow that a local workload opens.
     ///
     /// A packet without port, or to a port that no service names, is decided for the destination address: if any

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use ipnetwork::IpNetwork;
 use prefix_trie::joint::map::JointPrefixMap;
 
@@ -52,6 +52,7 @@ pub struct Registry {
     local_by_identity: HashMap<SpiffeId, Vec<usize>>,
     owners: HashMap<IpAddr, Vec<SpiffeId>>,
     gateways: HashMap<SpiffeId, Vec<SocketAddr>>,
+    gateway_addresses: HashSet<IpAddr>,
 }
 
 impl Registry {
@@ -140,10 +141,16 @@ impl Registry {
         self.gateways.get(identity).map_or(&[], Vec::as_slice)
     }
 
+    /// Some remote workload's host has this underlay address.
+    pub fn is_gateway(&self, address: IpAddr) -> bool {
+        self.gateway_addresses.contains(&address)
+    }
+
     /// Lets an identity speak from an address whose declarations name none.
     pub fn add_owner(&mut self, identity: &SpiffeId, address: IpAddr, gateway: SocketAddr) {
         push_unique(self.owners.entry(address).or_default(), identity.clone());
         push_unique(self.gateways.entry(identity.clone()).or_default(), gateway);
+        self.gateway_addresses.insert(gateway.ip());
     }
 
     /// What `address` and `port` are for a client of `namespace`: longest service prefix that has the port, then

@@ -8,7 +8,7 @@ use crate::{
     identity::{Identities, VerifyReport, tls},
     registry::KeyTable,
     tunnel::{
-        TunnelEvent, TunnelSettings, TunnelSetupError, Tunnels, config::Configs,
+        TunnelEvent, TunnelSettings, TunnelSetupError, Tunnels, UnderlayDatagram, config::Configs,
         congestion::LargePackets, end::explain, session::Session,
     },
 };
@@ -33,6 +33,27 @@ pub(super) fn server_config(
 }
 
 impl Tunnels {
+    /// So many handshakes are on their way that an address must prove itself.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.incoming.len() >= self.settings.retry_above
+    }
+
+    /// Whether a datagram stops here, unanswered: a first packet of a crowd.
+    pub(super) fn turns_away(&mut self, datagram: &UnderlayDatagram, now: Instant) -> bool {
+        let is_known = self.policy.is_gateway(datagram.remote.ip());
+        if self.gate.admits(&datagram.data, is_known, now) {
+            return false;
+        }
+        if let Some(count) = self.gate.poll_report(now) {
+            self.event(TunnelEvent::IncomingRefused {
+                remote: datagram.remote,
+                presented: None,
+                error: format!("flood of handshakes: {count} first packets were not answered"),
+            });
+        }
+        true
+    }
+
     /// Answers a first packet: refusal, Retry, or the acceptor's side of a handshake.
     pub(super) fn accept(&mut self, incoming: Incoming, now: Instant, keys: &mut KeyTable) {
         let waiting = self.incoming.len();
@@ -40,7 +61,7 @@ impl Tunnels {
             return self.links.refuse(incoming);
         }
         let unproven = !incoming.remote_address_validated() && incoming.may_retry();
-        if unproven && waiting >= self.settings.retry_above {
+        if unproven && self.is_crowded() {
             return self.links.retry(incoming);
         }
         let Ok((config, report, large)) =

@@ -211,6 +211,7 @@ impl Registry {
                     .push(index);
             } else if seen.insert((identity, workload.gateway)) {
                 gateways.push(workload.gateway);
+                self.gateway_addresses.insert(workload.gateway.ip());
             }
         }
     }

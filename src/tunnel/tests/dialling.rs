@@ -2,10 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::BytesMut;
+
 use super::world::{ALICE, BOB, EPOCH, Link, World, id, policy};
 use crate::{
     identity::{Ca, VerifyError},
-    tunnel::{DialError, TunnelEvent, TunnelState},
+    tunnel::{DialError, TunnelEvent, TunnelState, UnderlayDatagram},
     wire::{
         DropReason,
         capsule::{PeerFlags, RefusedCode},
@@ -101,6 +103,29 @@ fn greeting_costs_one_round_trip_more_than_the_handshake_and_retry_another() {
             "{up:?}"
         );
     }
+}
+
+#[test]
+fn a_flood_of_first_packets_keeps_no_host_of_the_registry_from_connecting() {
+    let mut world = World::with(2, |_, settings| settings.retry_above = 0);
+    let (now, bob) = (world.now, &mut world.hosts[BOB]);
+    let header = [0xc0, 0, 0, 0, 1, 8, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0];
+    for n in 0..50_000u32 {
+        let mut data = BytesMut::zeroed(1_200);
+        data[..header.len()].copy_from_slice(&header);
+        let [a, b, c, d] = n.to_be_bytes();
+        let datagram = UnderlayDatagram {
+            remote: ([203, b, c, d], 1_000 + u16::from(a)).into(),
+            local: None,
+            ecn: 0,
+            data,
+        };
+        bob.tunnels.handle_underlay(now, datagram, &mut bob.keys);
+    }
+    let told = std::iter::from_fn(|| bob.tunnels.poll_event());
+    let told: Vec<_> = told.map(|event| format!("{event:?}")).collect();
+    assert!(told.len() == 1 && told[0].contains("flood"), "{told:?}");
+    world.connect();
 }
 
 #[test]
