@@ -2,7 +2,7 @@
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
 CARGO ?= cargo
 
-.PHONY: demo test check fmt clippy doc unit netns shell deny advisories bench bench-micro bench-gate bench-peers fuzz fix
+.PHONY: demo test check fmt clippy doc unit netns shell deny advisories bench bench-micro bench-gate bench-peers bench-flood fuzz fix
 
 ## demo: the main job on real hosts-in-namespaces, every claim checked (about two minutes after the build)
 demo:
@@ -63,6 +63,11 @@ bench-gate:
 bench-peers:
 	$(CARGO) build --release --locked --bin identun
 	netns/peers.sh $(SIDE)
+
+## bench-flood: a minute of 50,000 spoofed first packets a second against a daemon that works; fails when a bound is broken
+bench-flood:
+	$(CARGO) build --release --locked --bin identun --example initial-flood
+	netns/flood.sh $(TIME) $(RATE)
 
 ## fuzz: a minute each for the loader, for the matcher and for cut and join against their judges, then the bombs against the clock
 fuzz:

@@ -70,7 +70,25 @@ pub(crate) async fn dial(
     name: &str,
     credentials: Option<&Credentials>,
 ) -> Result<Connection, quinn::ConnectionError> {
-    let provider = provider();
+    let tls = client_tls(provider(), credentials);
+    let mut endpoint = Endpoint::new(
+        EndpointConfig::default(),
+        None,
+        socket,
+        Arc::new(TokioRuntime),
+    )
+    .unwrap();
+    endpoint.set_default_client_config(ClientConfig::new(Arc::new(
+        QuicClientConfig::try_from(tls).unwrap(),
+    )));
+    endpoint.connect(to, name).unwrap().await
+}
+
+/// TLS of a client that asks nobody who he is.
+pub(crate) fn client_tls(
+    provider: Arc<CryptoProvider>,
+    credentials: Option<&Credentials>,
+) -> rustls::ClientConfig {
     let tls = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
@@ -83,17 +101,7 @@ pub(crate) async fn dial(
         None => tls.with_no_client_auth(),
     };
     tls.alpn_protocols = vec![b"identun/1".to_vec()];
-    let mut endpoint = Endpoint::new(
-        EndpointConfig::default(),
-        None,
-        socket,
-        Arc::new(TokioRuntime),
-    )
-    .unwrap();
-    endpoint.set_default_client_config(ClientConfig::new(Arc::new(
-        QuicClientConfig::try_from(tls).unwrap(),
-    )));
-    endpoint.connect(to, name).unwrap().await
+    tls
 }
 
 /// The control stream of a session.
