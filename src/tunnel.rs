@@ -412,6 +412,9 @@ impl Tunnels {
         let Some(session) = self.links.session_mut(handle) else {
             return;
         };
+        if !session.carries() {
+            return session.hold_early();
+        }
         let Some(id) = session.tunnel else { return };
         let (mut packets, mut bytes) = (0, 0);
         while self.received_bytes < MAX_RECEIVED

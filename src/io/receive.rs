@@ -1,16 +1,19 @@
 //! Where received datagrams lie: 64 KiB buffers that `recvmmsg` fills and that sessions hold slices of.
 //!
 //! A buffer is used again once every slice of it is gone, which is at once for inner packets. A session that keeps a
-//! slice (a piece of a capsule out of order) keeps its buffer; the pool replaces that one.
+//! slice (a piece of a capsule out of order) keeps its buffer; the pool replaces that one. So that a peer cannot have us keep
+//! much for little, what came in a small batch is copied out of it: a slice keeps at most four times what came with it.
 #![expect(unsafe_code, reason = "a reclaimed buffer is not zeroed again")]
 
-use std::{array, io::IoSliceMut};
+use std::{array, io::IoSliceMut, mem};
 
 use bytes::BytesMut;
 use quinn_udp::{BATCH_SIZE, RecvMeta};
 
 /// The largest UDP payload, and more than a GRO batch can hold: nothing is ever truncated.
 const BUFFER_LEN: usize = 1 << 16;
+/// The largest batch that is copied.
+const SMALL: usize = BUFFER_LEN / 4;
 
 /// Buffers for one receive call.
 #[derive(Debug)]
@@ -50,9 +53,18 @@ impl ReceivePool {
     /// Takes the received datagrams out, each a slice of its buffer.
     pub(super) fn drain(&mut self, mut take: impl FnMut(&RecvMeta, BytesMut)) {
         for (buffer, meta) in self.buffers.iter_mut().zip(&self.metas).take(self.used) {
-            let mut batch = buffer.split_to(meta.len.min(buffer.len()));
+            let len = meta.len.min(buffer.len());
+            let mut batch = match buffer.get(..len) {
+                Some(small) if len <= SMALL => BytesMut::from(small),
+                _ => buffer.split_to(len),
+            };
             while !batch.is_empty() {
-                take(meta, batch.split_to(meta.stride.clamp(1, batch.len())));
+                let datagram = if meta.stride < batch.len() {
+                    batch.split_to(meta.stride.max(1))
+                } else {
+                    mem::take(&mut batch)
+                };
+                take(meta, datagram);
             }
         }
     }
@@ -127,9 +139,21 @@ mod tests {
     }
 
     #[test]
+    fn a_slice_that_is_kept_keeps_no_more_than_four_times_what_came_with_it() {
+        for (len, stride) in [(1, 1), (1_200, 1_200), (SMALL, 1_024), (SMALL + 1, 1_024)] {
+            let mut pool = ReceivePool::default();
+            let first = fill(&mut pool, len, stride, 1);
+            let kept = drain(&mut pool).swap_remove(0);
+            let is_used_again = fill(&mut pool, len, stride, 2) == first;
+            assert_eq!(is_used_again, len <= SMALL, "{len}");
+            assert!(kept.iter().all(|&byte| byte == 1));
+        }
+    }
+
+    #[test]
     fn a_slice_that_is_kept_keeps_its_bytes() {
         let mut pool = ReceivePool::default();
-        fill(&mut pool, 4_000, 1_000, 1);
+        fill(&mut pool, 40_000, 1_000, 1);
         let kept = drain(&mut pool).swap_remove(2);
         fill(&mut pool, BUFFER_LEN, 1_000, 2);
         assert!(kept.iter().all(|&byte| byte == 1));

@@ -8,6 +8,7 @@
 //! INVARIANT: inner datagrams are taken from quinn and given to it only in Up and Draining.
 
 use std::{
+    collections::VecDeque,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -34,6 +35,11 @@ pub(super) const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
 const QUEUE_BOUND: usize = 4 << 20;
 /// A super-packet cut into datagrams, headers included, in bytes.
 const SUPER_PACKET: usize = 72 * 1024;
+
+/// Datagrams that came before READY, in bytes: a first flight, which READY may have been lost from.
+const EARLY_BOUND: usize = 16 * 1024;
+/// What each of them costs beside its own bytes.
+const EARLY_OVERHEAD: usize = 64;
 
 /// A peer that was sent data and says nothing for so long, and so many round trips, is silent: its acknowledgements would
 /// come within one round trip and the 25 ms that it may hold them back.
@@ -106,6 +112,9 @@ pub(super) struct Session {
     /// Capsules wait in quinn: how many STREAM frames had left when they came.
     control_waits: Option<u64>,
     pub(super) queue: FairQueue,
+    /// What the acceptor sent before its READY came, and its bytes.
+    early: VecDeque<Bytes>,
+    early_bytes: usize,
     /// Bytes of the queue that the sum over all sessions has.
     pub(super) accounted: usize,
 }
@@ -147,6 +156,8 @@ impl Session {
             drained: false,
             control_waits: None,
             queue: FairQueue::new(QUEUE_BOUND),
+            early: VecDeque::new(),
+            early_bytes: 0,
             accounted: 0,
         }
     }
@@ -185,6 +196,7 @@ impl Session {
         self.wake = None;
         self.planned_close = None;
         self.queue.clear();
+        self.early = VecDeque::new();
     }
 
     /// A planned close only ever moves nearer.
@@ -277,9 +289,24 @@ impl Session {
 
     /// Takes one inner datagram out.
     pub(super) fn receive(&mut self) -> Option<Bytes> {
-        self.carries()
-            .then(|| self.connection.datagrams().recv())
-            .flatten()
+        if !self.carries() {
+            return None;
+        }
+        let early = self.early.pop_front();
+        early.or_else(|| self.connection.datagrams().recv())
+    }
+
+    /// Takes what came too early out of quinn, which would keep megabytes of it: a few for the dialler, which waits for
+    /// READY, and none for the acceptor, which nobody may send anything before.
+    pub(super) fn hold_early(&mut self) {
+        while let Some(datagram) = self.connection.datagrams().recv() {
+            let waits = self.dialled && self.stage == Stage::Greeting;
+            if waits && self.early_bytes + datagram.len() + EARLY_OVERHEAD <= EARLY_BOUND {
+                self.early_bytes += datagram.len() + EARLY_OVERHEAD;
+                // A copy: a slice would keep all that was received with it.
+                self.early.push_back(Bytes::copy_from_slice(&datagram));
+            }
+        }
     }
 
     fn stream_frames_sent(&self) -> u64 {
