@@ -317,11 +317,13 @@ impl EventLog {
         self.push(record);
     }
 
-    /// Strangers may knock as often as they like: the log has few lines a minute for each address.
+    /// Strangers may knock as often as they like, from as many addresses: the log has few lines a minute for each, and for
+    /// all of them together.
     fn incoming_refused(&self, remote: SocketAddr, presented: Option<&str>, error: &str) {
         self.metrics.count_handshake("incoming_refused");
-        let subject = format!("incoming {}", remote.ip());
-        let Some(repeated) = self.note_repeat(&subject, error) else {
+        let now = unix_millis();
+        let noted = (self.lock().repeats).note_stranger(remote.ip(), error, now);
+        let Some(repeated) = noted.map(untold_times) else {
             return;
         };
         let record = Record::new(
@@ -343,11 +345,7 @@ impl EventLog {
     /// How often this happened untold since it was last told (empty for never); `None` while it is not to be told.
     fn note_repeat(&self, subject: &str, reason: &str) -> Option<String> {
         let untold = self.lock().repeats.note(subject, reason, unix_millis())?;
-        Some(if untold == 0 {
-            String::new()
-        } else {
-            untold.to_string()
-        })
+        Some(untold_times(untold))
     }
 
     fn push(&self, record: Record) {
@@ -364,6 +362,15 @@ impl EventLog {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// As a record has it: nothing for never.
+fn untold_times(untold: u64) -> String {
+    if untold == 0 {
+        String::new()
+    } else {
+        untold.to_string()
     }
 }
 

@@ -1,7 +1,11 @@
 //! Keeps the log readable while the same thing fails again and again: the first time is told at once, later ones are
 //! counted and told together.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    mem,
+    net::{IpAddr, Ipv6Addr},
+};
 
 /// How long the same thing is only counted after it was told, in milliseconds.
 const QUIET_MS: u64 = 60_000;
@@ -10,10 +14,26 @@ const MAX_CHANGES: u32 = 5;
 /// How many different things are remembered. A peer can make up addresses, so the memory has a bound.
 const MAX_SUBJECTS: usize = 4_096;
 
+/// How often strangers are told of in that time, all together: they can have any number of addresses.
+const MAX_STRANGERS: u32 = 60;
+/// The part of an IPv6 address that a network gives to one host.
+const HOST_PREFIX: u128 = !(u64::MAX as u128);
+
 /// What was told, by subject.
 #[derive(Debug, Default)]
 pub struct Repeats {
     told: HashMap<String, Told>,
+    /// Of all subjects that there was no memory for.
+    others: Option<Told>,
+    strangers: Strangers,
+}
+
+/// What was told of all strangers.
+#[derive(Debug, Default)]
+struct Strangers {
+    since_ms: u64,
+    told: u32,
+    untold: u64,
 }
 
 #[derive(Debug)]
@@ -37,13 +57,44 @@ impl Repeats {
         if self.told.len() < MAX_SUBJECTS {
             self.told
                 .insert(subject.to_owned(), Told::new(text, now_ms));
+            return Some(0);
         }
-        Some(0)
+        match &mut self.others {
+            Some(others) => others.note("", now_ms),
+            None => {
+                self.others = Some(Told::new("", now_ms));
+                Some(0)
+            }
+        }
+    }
+
+    /// The same for somebody who proved nothing but an address, if that.
+    pub fn note_stranger(&mut self, address: IpAddr, text: &str, now_ms: u64) -> Option<u64> {
+        let host = match address.to_canonical() {
+            IpAddr::V4(address) => address.to_string(),
+            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & HOST_PREFIX).to_string(),
+        };
+        let untold = self.note(&format!("stranger {host}"), text, now_ms)?;
+        self.strangers.note(untold, now_ms)
     }
 
     /// `subject` is well: its next failure is told at once.
     pub fn forget(&mut self, subject: &str) {
         self.told.remove(subject);
+    }
+}
+
+impl Strangers {
+    fn note(&mut self, untold: u64, now_ms: u64) -> Option<u64> {
+        if now_ms.saturating_sub(self.since_ms) >= QUIET_MS {
+            (self.since_ms, self.told) = (now_ms, 0);
+        }
+        if self.told == MAX_STRANGERS {
+            self.untold += untold + 1;
+            return None;
+        }
+        self.told += 1;
+        Some(untold + mem::take(&mut self.untold))
     }
 }
 
@@ -112,11 +163,42 @@ mod tests {
     #[test]
     fn memory_is_bounded_and_forgets_what_is_old() {
         let mut repeats = Repeats::default();
-        for number in 0..2 * MAX_SUBJECTS {
+        for number in 0..MAX_SUBJECTS {
             assert_eq!(repeats.note(&number.to_string(), "x", 0), Some(0));
+        }
+        // The first of those that are too many is told, and the others with the next one of them.
+        assert_eq!(repeats.note("one too many", "x", 0), Some(0));
+        for number in MAX_SUBJECTS..2 * MAX_SUBJECTS {
+            assert_eq!(repeats.note(&number.to_string(), "x", 0), None);
         }
         assert_eq!(repeats.told.len(), MAX_SUBJECTS);
         assert_eq!(repeats.note("late", "x", QUIET_MS), Some(0));
         assert_eq!(repeats.told.len(), 1);
+    }
+
+    #[test]
+    fn strangers_of_any_number_get_few_lines_and_all_are_counted() {
+        let mut repeats = Repeats::default();
+        let mut told = 0;
+        for number in 0..100_000u32 {
+            let address = Ipv6Addr::from_bits((u128::from(number) << 64) | 1);
+            let untold = repeats.note_stranger(address.into(), "no certificate", 1);
+            told += u32::from(untold.is_some());
+        }
+        assert_eq!(told, MAX_STRANGERS);
+        let later = repeats.note_stranger([192, 0, 2, 1].into(), "no certificate", 1 + QUIET_MS);
+        assert!(later > Some(0), "{later:?}");
+    }
+
+    #[test]
+    fn addresses_of_one_host_are_one_stranger() {
+        let mut repeats = Repeats::default();
+        let mut told = |address: &str| repeats.note_stranger(address.parse().unwrap(), "x", 0);
+        assert_eq!(told("2001:db8:0:1::1"), Some(0));
+        assert_eq!(told("2001:db8:0:1:ffff::9"), None);
+        assert_eq!(told("2001:db8:0:2::1"), Some(0));
+        assert_eq!(told("::ffff:192.0.2.1"), Some(0));
+        assert_eq!(told("192.0.2.1"), None);
+        assert_eq!(told("192.0.2.2"), Some(0));
     }
 }
