@@ -10,3 +10,5 @@ mod raw;
 mod segment;
 #[path = "hostile/tunnel.rs"]
 mod tunnel;
+#[path = "hostile/words.rs"]
+mod words;

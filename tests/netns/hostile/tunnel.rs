@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// How often all lies are told.
-const ROUNDS: u16 = 100;
+const ROUNDS: u16 = 440;
 /// Log lines about all of them.
 const LINES: usize = 8;
 /// The sign of lies, and that of the honest packets.
