@@ -7,7 +7,7 @@ use identun::{identity::sni, spiffe::SpiffeId, wire::fragment};
 use super::raw::Raw;
 use crate::{
     foreign::credentials,
-    forge::{UDP, fragments, udp},
+    forge::{UDP, fragments, ip, udp},
     mesh::{CLIENT_4, PORT, SERVER_4, STRICT, workload},
     peer::Credentials,
     rig::{Daemon, Rig, in_namespaces},
@@ -125,6 +125,61 @@ fn a_hundred_hostile_peers_cost_two_mebibytes_each_at_most() {
             drop(server);
         },
     );
+}
+
+/// Flows that one peer may have open in a session; the setting `flows_per_tunnel`.
+const FLOWS: u32 = 65_536;
+
+#[test]
+fn flows_beyond_the_bound_of_a_tunnel_are_refused_and_cost_nothing() {
+    in_namespaces(
+        "hostile::cost::flows_beyond_the_bound_of_a_tunnel_are_refused_and_cost_nothing",
+        |rig| {
+            let crowd = crowd(&rig, 1);
+            let server = rig.start("server");
+            let mut peer = dial(&crowd[0].1);
+            peer.greet(&id(&crowd[0].0), &id("server"));
+            let before = forget_most(&server);
+            let refused = |peer: &mut Raw, flows: std::ops::Range<u32>| {
+                open_flows(peer, flows);
+                peer.until("flows to be refused", |_| {
+                    let status = rig.status("server").unwrap();
+                    let is_full = status["flow_count"] == FLOWS;
+                    is_full && status["drops"]["flow_table_full"].as_u64() > Some(0)
+                });
+            };
+            refused(&mut peer, 0..FLOWS + 10_000);
+            let full = memory(&server, "VmHWM");
+            refused(&mut peer, FLOWS + 10_000..2 * FLOWS);
+            let most = memory(&server, "VmHWM");
+            let (grown, more) = (full - before, most - full);
+            println!(
+                "{FLOWS} flows of one peer: {grown} KiB; as many again, refused: {more} KiB more"
+            );
+            assert!(more <= EACH, "{more} KiB");
+            drop(server);
+        },
+    );
+}
+
+/// Opens a flow with each packet.
+fn open_flows(peer: &mut Raw, flows: std::ops::Range<u32>) {
+    let (source, destination) = (address(0).parse().unwrap(), SERVER_4.parse().unwrap());
+    for n in flows {
+        let source_port = 1_024 + u16::try_from(n % 40_000).unwrap();
+        let port = PORT + u16::try_from(n / 40_000).unwrap();
+        let ends = [(source, source_port), (destination, port)];
+        let [from, to] = ends.map(SocketAddr::from);
+        let packet = ip(source, destination, UDP, 1, &udp(from, to, b"x"));
+        peer.datagram(&[&[0, 0], &packet[..]].concat());
+        if n % 20 == 0 {
+            peer.flush(false);
+        }
+        if n % 2_000 == 0 {
+            assert!(!peer.is_closed());
+        }
+    }
+    peer.flush(false);
 }
 
 /// All that a peer may do to be remembered: a capsule that never ends, with gaps in its stream, first pieces and last ones
