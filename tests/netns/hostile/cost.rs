@@ -10,7 +10,7 @@ use crate::{
     forge::{UDP, fragments, ip, udp},
     mesh::{CLIENT_4, PORT, SERVER_4, STRICT, workload},
     peer::Credentials,
-    rig::{Daemon, Rig, in_namespaces},
+    rig::{Daemon, Rig, in_namespaces, wait_for},
 };
 
 /// What a peer may cost, in KiB.
@@ -122,6 +122,39 @@ fn a_hundred_hostile_peers_cost_two_mebibytes_each_at_most() {
                 "{PEERS} hostile peers: {grown} KiB more at most, {now} KiB now: {each} KiB each"
             );
             assert!(each <= EACH, "{each} KiB");
+            drop(server);
+        },
+    );
+}
+
+#[test]
+fn handshakes_that_stand_still_are_few_and_end() {
+    const KNOCKS: usize = 3_000;
+    /// All the daemon's: held at once are a thousand.
+    const MOST: u64 = 64 * 1_024;
+    in_namespaces(
+        "hostile::cost::handshakes_that_stand_still_are_few_and_end",
+        |rig| {
+            let crowd = crowd(&rig, 1);
+            let server = rig.start("server");
+            let (name, own) = &crowd[0];
+            dial(own).greet(&id(name), &id("server"));
+            let before = forget_most(&server);
+            let to = SocketAddr::new(SERVER_4.parse().unwrap(), 15_008);
+            let server_name = sni::server_name(&id("server"));
+            for _ in 0..KNOCKS {
+                Raw::knock("client", to, &server_name, own);
+            }
+            let grown = memory(&server, "VmHWM") - before;
+            println!("{KNOCKS} handshakes that stand still: {grown} KiB more at most");
+            assert!(grown <= MOST, "{grown} KiB");
+            // They end by themselves, and an honest peer gets in.
+            let mut honest = None;
+            wait_for("a session", || {
+                honest = Raw::try_dial("client", to, &server_name, own);
+                honest.is_some()
+            });
+            honest.unwrap().greet(&id(name), &id("server"));
             drop(server);
         },
     );

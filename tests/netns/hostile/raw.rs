@@ -35,6 +35,40 @@ pub(super) struct Raw {
 impl Raw {
     /// Dials from the host `from` and returns when TLS is done.
     pub(super) fn dial(from: &str, to: SocketAddr, name: &str, own: &Credentials) -> Self {
+        let mut raw = Self::new(from, to, name, own);
+        raw.until("the handshake", |raw| !raw.connection.is_handshaking());
+        raw
+    }
+
+    /// The same; `None` when the peer does not want it.
+    pub(super) fn try_dial(
+        from: &str,
+        to: SocketAddr,
+        name: &str,
+        own: &Credentials,
+    ) -> Option<Self> {
+        let mut raw = Self::new(from, to, name, own);
+        raw.until("an answer", |raw| {
+            !raw.connection.is_handshaking() || raw.connection.is_closed()
+        });
+        (!raw.connection.is_closed()).then_some(raw)
+    }
+
+    /// Begins a handshake, proves its address where that is asked for, and says nothing more.
+    pub(super) fn knock(from: &str, to: SocketAddr, name: &str, own: &Credentials) {
+        let mut raw = Self::new(from, to, name, own);
+        raw.flush(false);
+        raw.socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut buffer = vec![0; 1 << 16];
+        let (len, from) = raw.socket.recv_from(&mut buffer).unwrap();
+        // A long header of type Retry (RFC 9000 §17.2.5).
+        if buffer[0] & 0xb0 == 0xb0 {
+            raw.take(&buffer[..len], from);
+            raw.flush(false);
+        }
+    }
+
+    fn new(from: &str, to: SocketAddr, name: &str, own: &Credentials) -> Self {
         let socket = in_namespace(from, || UdpSocket::bind("0.0.0.0:0").unwrap());
         socket
             .set_read_timeout(Some(Duration::from_millis(1)))
@@ -52,16 +86,14 @@ impl Raw {
         config.transport_config(Arc::new(transport));
         let mut endpoint = Endpoint::new(Arc::new(EndpointConfig::default()), None, true, None);
         let (handle, connection) = endpoint.connect(Instant::now(), config, to, name).unwrap();
-        let mut raw = Self {
+        Self {
             socket,
             endpoint,
             handle,
             connection,
             control: None,
             reader: CapsuleReader::default(),
-        };
-        raw.until("the handshake", |raw| !raw.connection.is_handshaking());
-        raw
+        }
     }
 
     /// Opens the control stream, says HELLO and waits for READY.
@@ -145,13 +177,7 @@ impl Raw {
         self.flush(false);
         let mut buffer = vec![0; 1 << 16];
         while let Ok((len, from)) = self.socket.recv_from(&mut buffer) {
-            let (data, mut answer) = (BytesMut::from(&buffer[..len]), Vec::new());
-            let event = self
-                .endpoint
-                .handle(Instant::now(), from, None, None, data, &mut answer);
-            if let Some(DatagramEvent::ConnectionEvent(_, event)) = event {
-                self.connection.handle_event(event);
-            }
+            self.take(&buffer[..len], from);
             self.flush(false);
         }
         while let Some(event) = self.connection.poll_endpoint_events() {
@@ -160,6 +186,16 @@ impl Raw {
             }
         }
         while self.connection.poll().is_some() {}
+    }
+
+    fn take(&mut self, datagram: &[u8], from: SocketAddr) {
+        let (data, mut answer) = (BytesMut::from(datagram), Vec::new());
+        let event = self
+            .endpoint
+            .handle(Instant::now(), from, None, None, data, &mut answer);
+        if let Some(DatagramEvent::ConnectionEvent(_, event)) = event {
+            self.connection.handle_event(event);
+        }
     }
 
     fn hear(&mut self) -> Option<Capsule> {
