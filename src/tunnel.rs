@@ -150,7 +150,7 @@ impl Tunnels {
         keys: &mut KeyTable,
     ) {
         self.now = Some(now);
-        if self.is_crowded() && self.turns_away(&datagram, now) {
+        if self.is_crowded(datagram.remote) && self.turns_away(&datagram, now) {
             return;
         }
         match self.links.handle(datagram, now) {

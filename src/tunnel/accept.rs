@@ -1,6 +1,6 @@
 //! Accepting: Retry under pressure, and a TLS configuration of its own for every handshake.
 
-use std::{sync::Arc, time::Instant};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use quinn_proto::{Incoming, ServerConfig};
 
@@ -33,9 +33,10 @@ pub(super) fn server_config(
 }
 
 impl Tunnels {
-    /// So many handshakes are on their way that an address must prove itself.
-    pub(super) fn is_crowded(&self) -> bool {
+    /// So many handshakes are on their way, or of strangers were begun lately, that this address must prove itself.
+    pub(super) fn is_crowded(&self, remote: SocketAddr) -> bool {
         self.incoming.len() >= self.settings.retry_above
+            || self.gate.is_exhausted() && !self.policy.is_gateway(remote.ip())
     }
 
     /// Whether a datagram stops here, unanswered: a first packet of a crowd.
@@ -61,8 +62,12 @@ impl Tunnels {
             return self.links.refuse(incoming);
         }
         let unproven = !incoming.remote_address_validated() && incoming.may_retry();
-        if unproven && self.is_crowded() {
+        if unproven && self.is_crowded(incoming.remote_address()) {
             return self.links.retry(incoming);
+        }
+        let is_known = self.policy.is_gateway(incoming.remote_address().ip());
+        if !is_known && !self.gate.begins(now) {
+            return self.links.ignore(incoming);
         }
         let Ok((config, report, large)) =
             server_config(&self.configs, &self.identities, &self.settings)

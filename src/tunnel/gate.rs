@@ -4,6 +4,9 @@
 //! a core. Senders' addresses prove nothing, but a flood from anywhere comes from few of the addresses that the registry
 //! gives to hosts, so these have a bucket of their own, which honest peers do not empty. Whoever comes back with a token
 //! waits behind nobody without one.
+//!
+//! Who answers from an address can still begin handshake after handshake, and each costs us thirty times a first packet: so
+//! those of strangers have a bucket too, however few are on their way at once.
 
 use std::time::{Duration, Instant};
 
@@ -16,6 +19,8 @@ const KNOWN: (u32, u32) = (20_000, 2_000);
 const RETURNING: (u32, u32) = (2_000, 200);
 /// From other addresses, without one.
 const STRANGERS: (u32, u32) = (1_000, 100);
+/// Handshakes of other addresses: a seventh of a core.
+pub(super) const HANDSHAKES: (u32, u32) = (250, 500);
 /// How often those that were turned away are told of.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
@@ -30,6 +35,7 @@ pub(super) struct Gate {
     known: Bucket,
     returning: Bucket,
     strangers: Bucket,
+    handshakes: Bucket,
     turned_away: u64,
     told: Option<Instant>,
 }
@@ -40,6 +46,7 @@ impl Gate {
             known: Bucket::new(KNOWN),
             returning: Bucket::new(RETURNING),
             strangers: Bucket::new(STRANGERS),
+            handshakes: Bucket::new(HANDSHAKES),
             turned_away: 0,
             told: None,
         }
@@ -58,6 +65,18 @@ impl Gate {
         let admitted = bucket.take(now);
         self.turned_away += u64::from(!admitted);
         admitted
+    }
+
+    /// Whether a handshake may begin of somebody whose address is not of the registry.
+    pub(super) fn begins(&mut self, now: Instant) -> bool {
+        let begins = self.handshakes.take(now);
+        self.turned_away += u64::from(!begins);
+        begins
+    }
+
+    /// The last handshake that asked was the last one that may, or one too many.
+    pub(super) const fn is_exhausted(&self) -> bool {
+        self.handshakes.left == 0
     }
 
     /// How many were turned away since this was last told, when it is to be told.
@@ -187,6 +206,17 @@ mod tests {
             }
             assert!((990..=1_010).contains(&passed), "{step}: {passed}");
         }
+    }
+
+    #[test]
+    fn handshakes_of_strangers_have_a_rate_of_their_own() {
+        let (mut gate, now) = (Gate::new(), start());
+        let begun = (0..10_000).filter(|_| gate.begins(now)).count();
+        assert_eq!(begun, HANDSHAKES.1 as usize);
+        assert!(gate.is_exhausted());
+        let later = now + Duration::from_secs(1);
+        let begun = (0..10_000).filter(|_| gate.begins(later)).count();
+        assert_eq!(begun, HANDSHAKES.0 as usize);
     }
 
     #[test]

@@ -176,6 +176,11 @@ impl Links {
         self.respond(response);
     }
 
+    /// Says nothing: the dialler asks again.
+    pub(super) fn ignore(&mut self, incoming: Incoming) {
+        self.endpoint.ignore(incoming);
+    }
+
     /// Makes the dialler prove its address.
     pub(super) fn retry(&mut self, incoming: Incoming) {
         self.scratch.clear();

@@ -129,6 +129,26 @@ fn a_flood_of_first_packets_keeps_no_host_of_the_registry_from_connecting() {
 }
 
 #[test]
+fn a_stranger_proves_its_address_when_strangers_began_many_handshakes_and_a_known_host_does_not() {
+    let rtt = 2 * Link::default().delay;
+    for (stranger, round_trips) in [(true, 3), (false, 2)] {
+        let mut world = World::new(5);
+        if stranger {
+            world.hosts[ALICE].source = ([203, 0, 113, 9], 15_008).into();
+        }
+        let now = world.now;
+        let begun = (0..1_000).filter(|_| world.hosts[BOB].tunnels.gate.begins(now));
+        assert_eq!(begun.count(), 500);
+        world.open(ALICE);
+        let up = world.run_until_up(ALICE, 5 * SECOND);
+        assert!(
+            up >= rtt * round_trips && up < rtt * (round_trips + 1),
+            "{up:?}"
+        );
+    }
+}
+
+#[test]
 fn what_the_acceptor_sends_first_is_not_lost_behind_ready() {
     let mut world = World::new(13);
     world.open(ALICE);
