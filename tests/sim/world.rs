@@ -1,9 +1,13 @@
 //! Shards on a virtual clock, with hosts behind their devices and a simulated underlay between them.
 
+#[path = "authority.rs"]
+mod authority;
+
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BinaryHeap},
     net::{IpAddr, SocketAddr},
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,25 +15,22 @@ use std::{
 use bytes::BytesMut;
 use identun::{
     engine::{EngineLimits, FlowDirectory},
-    identity::{Identities, Identity, TrustBundles, WallClock},
+    identity::{Identities, TrustBundles, WallClock},
     policy::{Compiled, HostFacts, MeshSettings, SourceFile, load::load},
     shard::{Event, Shard, ShardSettings},
-    spiffe::{SpiffeId, TrustDomain},
+    spiffe::SpiffeId,
     tunnel::{Congestion, TunnelSettings, UnderlayDatagram, shard_octet},
     wire::virtio::VIRTIO_HEADER_LEN,
 };
 
-use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ED25519, SanType,
-};
-use time::OffsetDateTime;
-
 use crate::host::Host;
+use authority::{Authority, domain};
 
 /// Wall clock at the start: 2026-01-01.
 pub(crate) const START: u64 = 1_767_225_600;
 const PORT: u16 = 15_008;
+/// When certificates are valid.
+const LIFE: Range<u64> = START - 60..START + 86_400;
 
 /// What the underlay does to a datagram.
 #[derive(Clone, Copy, Debug)]
@@ -129,7 +130,7 @@ impl World {
             deliveries: BTreeMap::new(),
             cut: Vec::new(),
             clock,
-            ca: Authority::new(),
+            ca: Authority::new(LIFE),
             policy: vec![Arc::new(SourceFile {
                 name: "mesh.yaml".into(),
                 text: policy.to_owned(),
@@ -145,7 +146,7 @@ impl World {
         let underlay: IpAddr = underlay.parse().unwrap();
         let mut own = BTreeMap::new();
         for account in accounts {
-            own.insert(id(account), Arc::new(self.ca.issue(&id(account))));
+            own.insert(id(account), Arc::new(self.ca.issue(&id(account), LIFE)));
         }
         let bundles = TrustBundles::from_pem(domain(), &self.ca.certificate).unwrap();
         let identities = Arc::new(Identities {
@@ -457,52 +458,6 @@ impl World {
         self.random ^= self.random << 17;
         self.random % bound.max(1)
     }
-}
-
-/// A CA that gives Ed25519 certificates: their signatures have one length, so that runs with one seed are alike.
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    certificate: String,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = params("spiffe://cluster.local");
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
-        let certificate = params.self_signed(&key).unwrap().pem();
-        Self {
-            issuer: Issuer::new(params, key),
-            certificate,
-        }
-    }
-
-    fn issue(&self, id: &SpiffeId) -> Identity {
-        let mut params = params(id.as_str());
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ClientAuth,
-            ExtendedKeyUsagePurpose::ServerAuth,
-        ];
-        let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();
-        Identity::from_pem(&certificate, &key.serialize_pem()).unwrap()
-    }
-}
-
-fn params(uri: &str) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
-    let at = |seconds: u64| {
-        OffsetDateTime::from_unix_timestamp(i64::try_from(seconds).unwrap()).unwrap()
-    };
-    (params.not_before, params.not_after) = (at(START - 60), at(START + 86_400));
-    params
-}
-
-fn domain() -> TrustDomain {
-    "cluster.local".parse().unwrap()
 }
 
 impl PartialEq for Flying {
