@@ -138,6 +138,13 @@ impl Engine {
         &mut self.pending
     }
 
+    /// Bytes of inner IP fragments that came before their first.
+    pub fn fragment_bytes(&self) -> usize {
+        let ingress = self.ingress_fragments.values();
+        let ingress: usize = ingress.map(IpFragments::held_bytes).sum();
+        self.egress_fragments.held_bytes() + ingress
+    }
+
     /// Counts a packet that was not delivered.
     pub fn count_drop(&mut self, reason: DropReason) {
         self.drops.add(reason);

@@ -13,6 +13,7 @@ mod plain;
 mod refuse;
 mod settings;
 mod snapshot;
+mod waiting;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -42,6 +43,7 @@ use plain::PlainConnections;
 pub use handover::Handover;
 pub use settings::ShardSettings;
 pub use snapshot::{FlowSnapshot, PacketCounts, ShardCounts, ShardSnapshot};
+pub use waiting::Waiting;
 
 /// What the control plane learns from a shard.
 #[derive(Debug)]

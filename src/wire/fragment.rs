@@ -151,6 +151,11 @@ impl Reassembler {
         mem::take(&mut self.given_up)
     }
 
+    /// Bytes of incomplete packets.
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// When the oldest incomplete packet is to be given up.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.packets.front().map(|oldest| oldest.since + WAIT)

@@ -125,6 +125,11 @@ impl IpFragments {
         mem::take(&mut self.given_up)
     }
 
+    /// Bytes of fragments that are held.
+    pub const fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
     /// When the oldest packet is to be forgotten.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.ages.first().map(|&(since, _)| since + WAIT)
