@@ -166,7 +166,7 @@ impl Engine {
         }
         flow.refused_until = Some(now + REFUSED_FOR);
         let opening = flow.opening.take();
-        self.drops.add(DropReason::PeerRefusedFlow);
+        // The packet that was refused is among the peer's drops.
         if let Some(opening) = opening
             && let Ok(packet) = Packet::new_checked(&opening)
             && self.answers.allow(now)
@@ -211,11 +211,17 @@ impl Engine {
         keys: &mut KeyTable,
     ) -> Option<Option<Vec<u8>>> {
         let tuple = packet.five_tuple();
-        let is_cut = !self.revisit(&tuple, now, keys) && self.cuts.find(&tuple).is_some();
-        let verdict = is_cut.then(|| self.refuse_cut(packet, &tuple, now))?;
-        match verdict {
+        if self.revisit(&tuple, now, keys) {
+            return None;
+        }
+        let reason = self.cuts.find(&tuple)?.reason;
+        match self.refuse_cut(packet, &tuple, now) {
             Some(Egress::Drop { answer, .. }) => Some(answer),
-            Some(Egress::Elsewhere(_) | Egress::Held | Egress::Tunnel(_)) | None => Some(None),
+            // It might begin the flow anew, but by another tunnel than the one that it waited for.
+            Some(Egress::Elsewhere(_) | Egress::Held | Egress::Tunnel(_)) | None => {
+                self.drops.add(reason);
+                Some(None)
+            }
         }
     }
 

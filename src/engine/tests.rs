@@ -426,7 +426,10 @@ fn a_refusal_holds_for_its_own_tunnel_and_for_a_while() {
     let resets = rig.refused(tunnel, &refused);
     let reset = Packet::new_checked(&resets[0]).unwrap();
     assert!(reset.tcp_flags().is_some_and(TcpFlags::is_rst));
+    let counted = |rig: &Rig| rig.engine.drops().of(DropReason::PeerRefusedFlow);
+    assert_eq!(counted(&rig), 0, "the peer dropped it, and counts it");
     assert_eq!(rig.out_reason(&opening), Some(DropReason::PeerRefusedFlow));
+    assert_eq!(counted(&rig), 1);
     rig.now += Duration::from_secs(5);
     assert_eq!(rig.tunnel_of(&opening), tunnel);
 }
