@@ -19,6 +19,11 @@ use crate::{
     },
 };
 
+/// Opens a TCP connection. Whoever sends it opens the flow, and needs to be let: it is never a reply, whatever the flow was.
+fn is_opening(packet: &Packet<'_>) -> bool {
+    packet.tcp_flags().is_some_and(|flags| flags.is_syn_only())
+}
+
 /// A packet that is not delivered.
 struct Refused {
     reason: DropReason,
@@ -124,7 +129,8 @@ impl Engine {
         let Some(flow) = self.flows.find(local) else {
             return false;
         };
-        if flow.generation != generation || flow.tunnel != tunnel {
+        let begins_anew = flow.opener == Opener::Local && is_opening(packet);
+        if flow.generation != generation || flow.tunnel != tunnel || begins_anew {
             return false;
         }
         flow.note_received(packet, now);
@@ -246,8 +252,9 @@ impl Engine {
             let refused = Refused::telling(DropReason::ForeignSource, code);
             return self.drop_ingress(tunnel, Some(key), tuple, refused, now);
         }
-        let is_reply = matches!(known, Some((Opener::Local, other)) if same_pair(other))
-            || elsewhere.is_some_and(|owner| owner.opener == Opener::Local);
+        let is_own = matches!(known, Some((Opener::Local, other)) if same_pair(other));
+        let is_reply = !is_opening(packet)
+            && (is_own || elsewhere.is_some_and(|owner| owner.opener == Opener::Local));
         let as_reply = is_reply
             .then(|| self.decide_as_reply(key, &local))
             .flatten();
@@ -258,8 +265,10 @@ impl Engine {
         let (opener, why) = match opened {
             Ok(opened) => opened,
             Err(Refusal { reason, code, why }) => {
-                self.flows.remove(&local);
-                self.leave(&local);
+                if !is_own {
+                    self.flows.remove(&local);
+                    self.leave(&local);
+                }
                 let refused = Refused {
                     reason,
                     code: Some(code),

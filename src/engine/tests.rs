@@ -323,6 +323,22 @@ fn replies_return_through_their_tunnel_whoever_opened_the_flow() {
 }
 
 #[test]
+fn a_connection_of_a_peer_is_decided_whatever_came_before_it() {
+    let mut rig = rig("DISABLE");
+    let b = rig.b();
+    let opening = tcp(B, A, [1000, PORT], SYN);
+    assert_eq!(rig.in_reason(b, &opening), Some(DropReason::ModeDisable));
+    // What cannot open a connection may be of one that this host opened and forgot...
+    assert!(rig.delivers(b, &tcp(B, A, [1000, PORT], ACK)));
+    assert_eq!(rig.engine.flows().len(), 1);
+    // ...and lets nothing through that can.
+    assert_eq!(rig.in_reason(b, &opening), Some(DropReason::ModeDisable));
+    // Nor does the refusal end a connection that this host opened.
+    assert_eq!(rig.engine.flows().len(), 1);
+    assert!(rig.delivers(b, &tcp(B, A, [1000, PORT], ACK)));
+}
+
+#[test]
 fn a_closed_connection_is_forgotten_soon() {
     let mut rig = rig("STRICT");
     let tunnel = rig.tunnel_of(&tcp(A, B, [1000, PORT], SYN));
