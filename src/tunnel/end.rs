@@ -284,9 +284,11 @@ impl Tunnels {
         }
     }
 
-    /// Dials without a packet asking for it, where flows live.
+    /// Dials without a packet asking for it, where flows live. Those of a peer that the registry no longer has are about to
+    /// be cut.
     pub(super) fn redial(&mut self, id: TunnelId, now: Instant) {
-        let wanted = |tunnel: &&Tunnel| tunnel.live && tunnel.may_dial();
+        let is_known = |tunnel: &Tunnel| !self.policy.gateways(&tunnel.key.peer).is_empty();
+        let wanted = |tunnel: &&Tunnel| tunnel.live && tunnel.may_dial() && is_known(tunnel);
         if self.tunnels.get(&id).filter(wanted).is_some() {
             self.dial(id, now);
         }
