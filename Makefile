@@ -2,7 +2,7 @@
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
 CARGO ?= cargo
 
-.PHONY: demo test check fmt clippy doc unit netns shell deny advisories bench bench-micro bench-gate bench-peers bench-flood fuzz fix
+.PHONY: demo test check fmt clippy doc unit netns shell deny advisories bench bench-micro bench-gate bench-peers bench-flood fuzz soak fix
 
 ## demo: the main job on real hosts-in-namespaces, every claim checked (about two minutes after the build)
 demo:
@@ -73,6 +73,11 @@ bench-flood:
 fuzz:
 	fuzz/run.sh
 	IDENTUN_BOMBS_TIMED=1 $(CARGO) test --release --locked --test policy_bombs -- --nocapture
+
+## soak: ten thousand stories of hosts under all that may happen to them, new ones each time; STORIES=n, SEED=n
+soak:
+	IDENTUN_STATE_CASES=$(or $(STORIES),10000) IDENTUN_STATE_SEED=$(or $(SEED),$(shell date +%s)) \
+		$(CARGO) test --locked --test state_machine -- --nocapture
 
 fix:
 	$(CARGO) fmt
