@@ -34,4 +34,4 @@ run() { # TARGET LENGTH SEEDS...
 seconds=${1:-60}
 run load 8192 -dict=yaml.dict seeds/load ../config/example ../config/policies
 run decide 2048
-run segment 4096
+run segment 4096 seeds/segment

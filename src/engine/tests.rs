@@ -324,18 +324,25 @@ fn replies_return_through_their_tunnel_whoever_opened_the_flow() {
 
 #[test]
 fn a_connection_of_a_peer_is_decided_whatever_came_before_it() {
-    let mut rig = rig("DISABLE");
+    // nobody may call A, which may call B
+    let closed = policy_with("STRICT", "ISTIO_MUTUAL", 1, |text| {
+        text + "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: { name: nobody }\n\
+                spec: { selector: { matchLabels: { app: a } } }\n"
+    });
+    let mut rig = rig("STRICT");
+    rig.engine = Engine::new(closed, EngineLimits::default());
     let b = rig.b();
-    let opening = tcp(B, A, [1000, PORT], SYN);
-    assert_eq!(rig.in_reason(b, &opening), Some(DropReason::ModeDisable));
+    let opening = tcp(B, A, [PORT, 1000], SYN);
+    let refused = rig.in_reason(b, &opening);
+    assert!(refused.is_some());
     // What cannot open a connection may be of one that this host opened and forgot...
-    assert!(rig.delivers(b, &tcp(B, A, [1000, PORT], ACK)));
+    assert!(rig.delivers(b, &tcp(B, A, [PORT, 1000], ACK)));
     assert_eq!(rig.engine.flows().len(), 1);
     // ...and lets nothing through that can.
-    assert_eq!(rig.in_reason(b, &opening), Some(DropReason::ModeDisable));
+    assert_eq!(rig.in_reason(b, &opening), refused);
     // Nor does the refusal end a connection that this host opened.
     assert_eq!(rig.engine.flows().len(), 1);
-    assert!(rig.delivers(b, &tcp(B, A, [1000, PORT], ACK)));
+    assert!(rig.delivers(b, &tcp(B, A, [PORT, 1000], ACK)));
 }
 
 #[test]

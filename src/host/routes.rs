@@ -48,7 +48,7 @@ impl fmt::Display for Family {
     }
 }
 
-/// What [`install`] does, as shell commands; the TUN has to be there.
+/// What [`crate::host::install_routes`] does, as shell commands; the TUN has to be there.
 pub fn commands(settings: &HostSettings) -> Vec<String> {
     let HostSettings {
         tun_name: tun,

@@ -159,7 +159,8 @@ impl Flow {
             0x10
         };
         let urgent = if flags & 0x20 == 0 {
-            0
+            // which means nothing then
+            *choices.pick(&[0, 0, 0, 0, 0, 0, 0, 256])
         } else {
             *choices.pick(&[0, 1, 1_399, 1_400, 3_000, u16::MAX])
         };

@@ -151,7 +151,7 @@ pub(crate) fn is_header_right(packet: &[u8]) -> bool {
 /// The segments that a packet with segmentation still to be done stands for, each with its checksum complete.
 ///
 /// TCP: SYN and CWR belong to the first, FIN, PSH and RST to the last, the urgent pointer counts from each segment's
-/// beginning (RFC 9293 §3.1); the IPv4 identification goes up by one a segment.
+/// beginning where URG says that there is one (RFC 9293 §3.1); the IPv4 identification goes up by one a segment.
 pub(crate) fn segments(packet: &[u8], size: usize) -> Vec<Vec<u8>> {
     let seen = sight(packet);
     let (headers, payload) = packet.split_at(seen.payload);
@@ -188,12 +188,14 @@ fn place(tcp: &mut [u8], offset: usize, last: bool) {
         // SYN takes a number of its own, in front of the data.
         sequence = sequence.wrapping_add(offset as u32 + u32::from(tcp[13] & 2 != 0));
         tcp[13] &= !(0x02 | 0x80);
-        let urgent = usize::from(be16(tcp, 18));
-        let left = urgent.saturating_sub(offset);
-        if left == 0 {
-            tcp[13] &= !0x20;
+        if tcp[13] & 0x20 != 0 {
+            let urgent = usize::from(be16(tcp, 18));
+            let left = urgent.saturating_sub(offset);
+            if left == 0 {
+                tcp[13] &= !0x20;
+            }
+            set16(tcp, 18, left);
         }
-        set16(tcp, 18, left);
     }
     tcp[4..8].copy_from_slice(&sequence.to_be_bytes());
 }

@@ -244,7 +244,8 @@ fn put_ip(segment: &mut [u8], index: usize) {
 }
 
 /// Sequence number, flags and urgent pointer of the segment whose payload begins `offset` bytes after the first one's:
-/// SYN and CWR belong to the first, FIN, PSH and RST to the last, URG to those that the pointer reaches into.
+/// SYN and CWR belong to the first, FIN, PSH and RST to the last, URG to those that the pointer reaches into. A pointer without
+/// URG means nothing (RFC 9293 §3.1) and stays what it is.
 fn put_tcp(tcp: &mut [u8], offset: usize, is_last: bool) {
     let (Some(sequence), Some(urgent)) = (get32(tcp, 4), get16(tcp, 18)) else {
         return;
@@ -259,11 +260,13 @@ fn put_tcp(tcp: &mut [u8], offset: usize, is_last: bool) {
     // A SYN takes the first sequence number, in front of the payload.
     let syn = u32::from(*flags & TcpFlags::SYN != 0);
     *flags &= !(TcpFlags::SYN | TcpFlags::CWR);
-    let left = usize::from(urgent).saturating_sub(offset);
-    if left == 0 {
-        *flags &= !TcpFlags::URG;
+    if *flags & TcpFlags::URG != 0 {
+        let left = usize::from(urgent).saturating_sub(offset);
+        if left == 0 {
+            *flags &= !TcpFlags::URG;
+        }
+        put16(tcp, 18, u16::try_from(left).unwrap_or_default());
     }
-    put16(tcp, 18, u16::try_from(left).unwrap_or_default());
     put32(
         tcp,
         4,

@@ -201,6 +201,22 @@ fn flags_go_where_they_belong() {
 }
 
 #[test]
+fn an_urgent_pointer_without_its_flag_stays_what_it_is() {
+    let packet = Tcp {
+        urgent: 256,
+        payload: bytes(3000),
+        ..Tcp::default()
+    }
+    .build();
+    let cut = cut_packets(&super_packet(&packet, true, Some(1000)), &LIMITS).unwrap();
+    let urgent: Vec<_> = cut
+        .iter()
+        .map(|(packet, _)| packet[38..40].to_vec())
+        .collect();
+    assert_eq!(urgent, [[1, 0]; 3]);
+}
+
+#[test]
 fn a_wrong_checksum_is_never_made_right() {
     let mut packet = Tcp {
         payload: bytes(1460),
