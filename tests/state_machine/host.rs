@@ -160,6 +160,12 @@ impl Host {
         self.jump(-self.offset, elapsed);
     }
 
+    /// Some session of its daemon is up.
+    pub(crate) fn has_sessions(&mut self) -> bool {
+        let tunnels = self.shard.as_mut().map(|shard| shard.snapshot().tunnels);
+        tunnels.is_some_and(|tunnels| tunnels.iter().any(|tunnel| tunnel.remote.is_some()))
+    }
+
     /// Sessions may end without a word for a while: what its peers send before they know is lost.
     pub(crate) fn shake(&mut self, until: Duration) {
         self.at_risk = self.at_risk.max(until);

@@ -3,7 +3,7 @@
 use crate::step::{Kind, Step, Story, Talk};
 
 /// Runs of one search.
-const TRIES: usize = 2_000;
+const TRIES: usize = 500;
 
 /// The shortest story that removals of steps, and then simpler steps, find.
 pub(crate) fn shrink(story: &Story, mut breaks: impl FnMut(&Story) -> bool) -> Story {
