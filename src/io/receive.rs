@@ -2,7 +2,7 @@
 //!
 //! A buffer is used again once every slice of it is gone, which is at once for inner packets. A session that keeps a
 //! slice (a piece of a capsule out of order) keeps its buffer; the pool replaces that one. So that a peer cannot have us keep
-//! much for little, what came in a small batch is copied out of it: a slice keeps at most four times what came with it.
+//! much for little, what came in a small batch is copied into a small buffer, which is used again in the same way.
 #![expect(unsafe_code, reason = "a reclaimed buffer is not zeroed again")]
 
 use std::{array, io::IoSliceMut, mem};
@@ -12,13 +12,15 @@ use quinn_udp::{BATCH_SIZE, RecvMeta};
 
 /// The largest UDP payload, and more than a GRO batch can hold: nothing is ever truncated.
 const BUFFER_LEN: usize = 1 << 16;
-/// The largest batch that is copied.
-const SMALL: usize = BUFFER_LEN / 4;
+/// Small buffers: one for a lone packet, one for a few that were joined.
+const SMALL: [usize; 2] = [BUFFER_LEN / 32, BUFFER_LEN / 4];
 
 /// Buffers for one receive call.
 #[derive(Debug)]
 pub struct ReceivePool {
     buffers: [BytesMut; BATCH_SIZE],
+    /// By the lengths of [`SMALL`]; empty until they are needed.
+    small: [[BytesMut; SMALL.len()]; BATCH_SIZE],
     metas: [RecvMeta; BATCH_SIZE],
     /// How many buffers the last call used.
     used: usize,
@@ -28,6 +30,7 @@ impl Default for ReceivePool {
     fn default() -> Self {
         Self {
             buffers: array::from_fn(|_| BytesMut::zeroed(BUFFER_LEN)),
+            small: array::from_fn(|_| array::from_fn(|_| BytesMut::new())),
             metas: [RecvMeta::default(); BATCH_SIZE],
             used: 0,
         }
@@ -52,11 +55,13 @@ impl ReceivePool {
 
     /// Takes the received datagrams out, each a slice of its buffer.
     pub(super) fn drain(&mut self, mut take: impl FnMut(&RecvMeta, BytesMut)) {
-        for (buffer, meta) in self.buffers.iter_mut().zip(&self.metas).take(self.used) {
+        let buffers = self.buffers.iter_mut().zip(&mut self.small);
+        for ((buffer, small), meta) in buffers.zip(&self.metas).take(self.used) {
             let len = meta.len.min(buffer.len());
-            let mut batch = match buffer.get(..len) {
-                Some(small) if len <= SMALL => BytesMut::from(small),
-                _ => buffer.split_to(len),
+            let fitting = small.iter_mut().zip(SMALL).find(|(_, most)| len <= *most);
+            let mut batch = match fitting {
+                Some((small, most)) => copied(buffer.get(..len).unwrap_or_default(), small, most),
+                None => buffer.split_to(len),
             };
             while !batch.is_empty() {
                 let datagram = if meta.stride < batch.len() {
@@ -68,6 +73,16 @@ impl ReceivePool {
             }
         }
     }
+}
+
+/// The bytes in a small buffer of this length: the one there is, where no slice of it is left.
+fn copied(bytes: &[u8], small: &mut BytesMut, most: usize) -> BytesMut {
+    small.clear();
+    if !small.try_reclaim(most) {
+        *small = BytesMut::with_capacity(most);
+    }
+    small.extend_from_slice(bytes);
+    small.split()
 }
 
 /// Gives a buffer its full length back, in its old memory where no slice of it is left.
@@ -139,15 +154,46 @@ mod tests {
     }
 
     #[test]
-    fn a_slice_that_is_kept_keeps_no_more_than_four_times_what_came_with_it() {
-        for (len, stride) in [(1, 1), (1_200, 1_200), (SMALL, 1_024), (SMALL + 1, 1_024)] {
+    fn a_slice_that_is_kept_keeps_no_large_buffer_for_a_small_batch() {
+        let [lone, few] = SMALL;
+        for (len, stride, most) in [
+            (1, 1, lone),
+            (1_200, 1_200, lone),
+            (lone + 1, 1_024, few),
+            (few, 1_024, few),
+            (few + 1, 1_024, BUFFER_LEN),
+        ] {
             let mut pool = ReceivePool::default();
             let first = fill(&mut pool, len, stride, 1);
-            let kept = drain(&mut pool).swap_remove(0);
-            let is_used_again = fill(&mut pool, len, stride, 2) == first;
-            assert_eq!(is_used_again, len <= SMALL, "{len}");
+            let mut kept = drain(&mut pool).swap_remove(0);
             assert!(kept.iter().all(|&byte| byte == 1));
+            let is_used_again = fill(&mut pool, len, stride, 2) == first;
+            assert_eq!(is_used_again, most < BUFFER_LEN, "{len}");
+            drop(pool);
+            // alone with its memory it can have all of it
+            assert!(
+                kept.try_reclaim(most - kept.len()) && !kept.try_reclaim(most),
+                "{len}"
+            );
         }
+    }
+
+    #[test]
+    fn a_small_buffer_is_used_again_when_its_slices_are_gone() {
+        let mut pool = ReceivePool::default();
+        let (mut at, mut kept) = (Vec::new(), Vec::new());
+        for value in 1..4 {
+            fill(&mut pool, 3_000, 1_000, value);
+            let slices = drain(&mut pool);
+            at.push(slices[0].as_ptr());
+            if value == 1 {
+                kept = slices;
+            }
+        }
+        // one that is kept is not written over
+        assert!(kept.iter().flatten().all(|&byte| byte == 1));
+        assert_ne!(at[0], at[1]);
+        assert_eq!(at[1], at[2]);
     }
 
     #[test]
