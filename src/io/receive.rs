@@ -2,7 +2,8 @@
 //!
 //! A buffer is used again once every slice of it is gone, which is at once for inner packets. A session that keeps a
 //! slice (a piece of a capsule out of order) keeps its buffer; the pool replaces that one. So that a peer cannot have us keep
-//! much for little, what came in a small batch is copied into a small buffer, which is used again in the same way.
+//! much for little, a lone packet is copied into a small buffer, which is used again in the same way, and a few that were
+//! joined into memory of their own.
 #![expect(unsafe_code, reason = "a reclaimed buffer is not zeroed again")]
 
 use std::{array, io::IoSliceMut, mem};
@@ -12,8 +13,10 @@ use quinn_udp::{BATCH_SIZE, RecvMeta};
 
 /// The largest UDP payload, and more than a GRO batch can hold: nothing is ever truncated.
 const BUFFER_LEN: usize = 1 << 16;
-/// Small buffers: one for a lone packet, one for a few that were joined.
-const SMALL: [usize; 2] = [BUFFER_LEN / 32, BUFFER_LEN / 4];
+/// Small buffers for lone packets: a slice keeps at most eight times its length, or the least of these.
+const SMALL: [usize; 2] = [256, 2_048];
+/// The largest batch of several that is copied.
+const FEW: usize = BUFFER_LEN / 4;
 
 /// Buffers for one receive call.
 #[derive(Debug)]
@@ -58,9 +61,12 @@ impl ReceivePool {
         let buffers = self.buffers.iter_mut().zip(&mut self.small);
         for ((buffer, small), meta) in buffers.zip(&self.metas).take(self.used) {
             let len = meta.len.min(buffer.len());
+            let is_lone = meta.stride >= len;
             let fitting = small.iter_mut().zip(SMALL).find(|(_, most)| len <= *most);
-            let mut batch = match fitting {
-                Some((small, most)) => copied(buffer.get(..len).unwrap_or_default(), small, most),
+            let bytes = buffer.get(..len).unwrap_or_default();
+            let mut batch = match fitting.filter(|_| is_lone) {
+                Some((small, most)) => copied(bytes, small, most),
+                None if len <= FEW => BytesMut::from(bytes),
                 None => buffer.split_to(len),
             };
             while !batch.is_empty() {
@@ -155,13 +161,15 @@ mod tests {
 
     #[test]
     fn a_slice_that_is_kept_keeps_no_large_buffer_for_a_small_batch() {
-        let [lone, few] = SMALL;
+        let [least, lone] = SMALL;
         for (len, stride, most) in [
-            (1, 1, lone),
-            (1_200, 1_200, lone),
-            (lone + 1, 1_024, few),
-            (few, 1_024, few),
-            (few + 1, 1_024, BUFFER_LEN),
+            (1, 1, least),
+            (least + 1, 1_400, lone),
+            (lone, lone, lone),
+            (lone + 1, 9_000, lone + 1),
+            (200, 100, 200),
+            (FEW, 1_024, FEW),
+            (FEW + 1, 1_024, BUFFER_LEN),
         ] {
             let mut pool = ReceivePool::default();
             let first = fill(&mut pool, len, stride, 1);
@@ -183,7 +191,7 @@ mod tests {
         let mut pool = ReceivePool::default();
         let (mut at, mut kept) = (Vec::new(), Vec::new());
         for value in 1..4 {
-            fill(&mut pool, 3_000, 1_000, value);
+            fill(&mut pool, 1_000, 1_000, value);
             let slices = drain(&mut pool);
             at.push(slices[0].as_ptr());
             if value == 1 {
