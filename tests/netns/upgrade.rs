@@ -133,12 +133,14 @@ fn two_hundred_connections_notice_no_upgrade() {
             let capture = Capture::start();
             let talks = Talks::start(200);
             talks.go_on(10);
+            talks.tell("before");
             for host in ["client", "server", "client", "server"] {
                 let told = upgrade(&rig, host);
                 assert_eq!(told, "was 0.1.0, is 0.1.0\n");
                 // the table never was without its owner
                 rig.on(host, &["nft", "flush", "ruleset"]);
                 talks.go_on(10);
+                talks.tell(host);
             }
             assert_eq!(echo.connections(), 200);
             talks.stop();
