@@ -186,3 +186,40 @@ fn a_change_that_the_kernel_refuses_changes_nothing() {
         },
     );
 }
+
+/// A wait that ends by the event alone: the daemon's own look every few seconds would hide that nothing is heard.
+#[test]
+fn what_others_take_away_is_heard_of() {
+    use std::{sync::mpsc::channel, thread, time::Duration};
+
+    use identun::host::changes::Changes;
+
+    in_namespace("owner::what_others_take_away_is_heard_of", || {
+        let settings = settings();
+        for damage in [
+            "nft flush ruleset",
+            "nft flush chain inet idt-host guard; nft delete chain inet idt-host guard",
+            "ip rule del pref 300",
+            "ip -6 route flush table 7700",
+            "ip link set idt-host-tun down",
+            "ip link del idt-host-tun",
+        ] {
+            run("ip tuntap add dev idt-host-tun mode tun || true");
+            Rules::shared(&settings).install(&full()).unwrap();
+            block_on(host::install_routes(&settings)).unwrap();
+            let mut changes = Changes::subscribe(&settings).unwrap();
+            // somebody else's business, and what is only added
+            run(
+                "nft add table inet other; nft delete table inet other; ip rule add pref 9 lookup 9",
+            );
+            let (sender, heard) = channel();
+            thread::spawn(move || sender.send(changes.wait().is_ok()));
+            let early = heard.recv_timeout(Duration::from_millis(100));
+            assert!(early.is_err(), "heard before {damage}");
+            run(damage);
+            let told = heard.recv_timeout(Duration::from_secs(20));
+            assert_eq!(told, Ok(true), "{damage}");
+            run("ip rule del pref 9; ip addr flush dev idt-host-tun || true");
+        }
+    });
+}
