@@ -190,7 +190,7 @@ fn a_change_that_the_kernel_refuses_changes_nothing() {
 /// A wait that ends by the event alone: the daemon's own look every few seconds would hide that nothing is heard.
 #[test]
 fn what_others_take_away_is_heard_of() {
-    use std::{sync::mpsc::channel, thread, time::Duration};
+    use std::{sync::mpsc::sync_channel, thread, time::Duration};
 
     use identun::host::changes::Changes;
 
@@ -212,7 +212,7 @@ fn what_others_take_away_is_heard_of() {
             run(
                 "nft add table inet other; nft delete table inet other; ip rule add pref 9 lookup 9",
             );
-            let (sender, heard) = channel();
+            let (sender, heard) = sync_channel(1);
             thread::spawn(move || sender.send(changes.wait().is_ok()));
             let early = heard.recv_timeout(Duration::from_millis(100));
             assert!(early.is_err(), "heard before {damage}");
