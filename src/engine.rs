@@ -82,6 +82,8 @@ pub struct Engine {
     answers: Answers,
     refusals: AnswersByTunnel,
     drops: DropCounts,
+    /// Those of them that came from the device and never reached a session.
+    egress_drops: u64,
     events: VecDeque<EngineEvent>,
 }
 
@@ -106,6 +108,7 @@ impl Engine {
             answers: Answers::default(),
             refusals: AnswersByTunnel::default(),
             drops: DropCounts::default(),
+            egress_drops: 0,
             events: VecDeque::new(),
         }
     }
@@ -150,6 +153,22 @@ impl Engine {
         self.drops.add(reason);
     }
 
+    /// Counts a packet from the device that was not carried.
+    pub fn count_egress_drop(&mut self, reason: DropReason) {
+        self.drops.add(reason);
+        self.egress_drops += 1;
+    }
+
+    /// Packets from the device that were not carried so far: frames, those that waited included.
+    pub const fn egress_drops(&self) -> u64 {
+        self.egress_drops
+    }
+
+    /// Packets from the device that wait: for a tunnel, or for the first fragment of their packet.
+    pub fn egress_waiting(&self) -> u64 {
+        (self.pending.frames() + self.egress_fragments.waiting()) as u64
+    }
+
     /// Counts packets that were not delivered.
     pub fn count_drops(&mut self, reason: DropReason, packets: u64) {
         self.drops.add_many(reason, packets);
@@ -172,9 +191,12 @@ impl Engine {
             });
         }
         for _ in 0..self.pending.expire(now) {
-            self.drops.add(DropReason::PendingTimeout);
+            self.count_egress_drop(DropReason::PendingTimeout);
         }
-        let mut expired = self.egress_fragments.expire(now);
+        for _ in 0..self.egress_fragments.expire(now) {
+            self.count_egress_drop(DropReason::FragmentTimeout);
+        }
+        let mut expired = 0;
         self.ingress_fragments.retain(|_, fragments| {
             expired += fragments.expire(now);
             fragments.poll_timeout().is_some()

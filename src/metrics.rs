@@ -33,6 +33,7 @@ pub struct Metrics {
     packets: Counts,
     bytes: Counts,
     drops: Counts,
+    missing: Gauges,
     decisions: Counts,
     flows: Gauge,
     steering: Counts,
@@ -85,6 +86,10 @@ impl Metrics {
                 "Bytes from the device and out of the tunnels",
             ),
             drops: families.add("identun_drops", "Packets not delivered, by reason"),
+            missing: families.add(
+                "identun_packets_missing",
+                "Packets from the device of which nobody knows what became: 0, or identun has a fault",
+            ),
             decisions: families.add(
                 "identun_policy_decisions",
                 "Flows that were allowed or cut, and refusals that were told (at most 100 a second), by reason",
@@ -165,6 +170,11 @@ impl Metrics {
         }
         for (reason, count) in &snapshot.drops {
             store(&self.drops, "reason", reason.as_str(), *count);
+        }
+        let (frames, datagrams) = snapshot.books.missing();
+        for (unit, missing) in [("frame", frames), ("datagram", datagrams)] {
+            let labels = vec![("unit", unit.to_owned())];
+            self.missing.get_or_create(&labels).set(missing);
         }
         let counts = &snapshot.packets;
         store(&self.packets, "dir", "egress", counts.device_packets);
@@ -271,7 +281,10 @@ fn signed(value: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{shard::PacketCounts, wire::DropReason};
+    use crate::{
+        shard::{Books, FrameBook, PacketCounts},
+        wire::DropReason,
+    };
 
     fn id(name: &str) -> SpiffeId {
         format!("spiffe://td/ns/default/sa/{name}").parse().unwrap()
@@ -297,8 +310,17 @@ mod tests {
                 device_bytes: 20,
                 tunnel_packets: 2,
                 tunnel_bytes: 40,
+                ..PacketCounts::default()
             },
             pending_bytes: 0,
+            books: Books {
+                frames: FrameBook {
+                    read: 3,
+                    carried: 2,
+                    ..FrameBook::default()
+                },
+                ..Books::default()
+            },
             shards: Vec::new(),
         };
         metrics.set_snapshot(&snapshot);
@@ -315,6 +337,8 @@ mod tests {
             "identun_packets_total{dir=\"ingress\"} 2",
             "identun_bytes_total{dir=\"egress\"} 20",
             "identun_drops_total{reason=\"foreign_source\"} 5",
+            "identun_packets_missing{unit=\"frame\"} 1",
+            "identun_packets_missing{unit=\"datagram\"} 0",
             "identun_flows 2",
             "identun_steering_packets_total{counter=\"guard\"} 3",
         ] {

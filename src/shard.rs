@@ -5,6 +5,7 @@
 //!
 //! INVARIANT: the only way from a session to the device is `Shard::deliver`, behind [`Engine::handle_ingress`].
 
+mod books;
 mod busy;
 mod carry;
 mod deliver;
@@ -40,6 +41,7 @@ use crate::{
 use busy::Busy;
 use plain::PlainConnections;
 
+pub use books::{Books, FrameBook};
 pub use handover::Handover;
 pub use settings::ShardSettings;
 pub use snapshot::{FlowSnapshot, PacketCounts, ShardCounts, ShardSnapshot};
@@ -305,7 +307,7 @@ impl Shard {
 
     fn egress(&mut self, frame: &[u8], may_hand_over: bool, now: Instant) {
         let Ok((super_packet, packet)) = SuperPacket::parse(frame) else {
-            return self.engine.count_drop(DropReason::Malformed);
+            return self.engine.count_egress_drop(DropReason::Malformed);
         };
         if self.plain.hold(&packet) {
             // Other connections with the same ports began elsewhere meanwhile.
@@ -313,7 +315,7 @@ impl Shard {
                 return self.hand_over(shard, frame);
             }
             let reason = DropReason::BeganInPlaintext;
-            self.engine.count_drop(reason);
+            self.engine.count_egress_drop(reason);
             if let Some(answer) = AnswerKind::of(reason).build(&packet) {
                 self.answer(answer);
             }

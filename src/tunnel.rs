@@ -56,7 +56,8 @@ use crate::{
 };
 
 pub use api::{
-    Revoker, Transmit, TunnelEvent, TunnelSettings, TunnelSnapshot, TunnelState, UnderlayDatagram,
+    DatagramBook, Revoker, Transmit, TunnelEvent, TunnelSettings, TunnelSnapshot, TunnelState,
+    UnderlayDatagram,
 };
 pub use congestion::Congestion;
 pub use connection_id::{CONNECTION_ID_LEN, LONG_HEADER, LONG_ID_AT, SHORT_ID_AT, shard_octet};
@@ -248,34 +249,36 @@ impl Tunnels {
     /// Queues datagrams (made by `cut`) of one inner flow on the session that carries the tunnel's packets. `flow` is the
     /// flow's hash: flows share the session fairly.
     ///
-    /// # Errors
-    /// The reason to count for all of them when there is no session. What the queue loses is told by
-    /// [`Self::take_losses`].
+    /// What is lost, all of it where there is no session, is told by [`Self::take_losses`].
     pub fn send(
         &mut self,
         id: TunnelId,
         flow: u32,
         datagrams: impl Iterator<Item = Bytes>,
         now: Instant,
-    ) -> Result<(), DropReason> {
+    ) {
         self.now = Some(now);
-        let tunnel = self.tunnels.get_mut(&id).ok_or(DropReason::TunnelDown)?;
-        let handle = tunnel.current.ok_or(DropReason::TunnelDown)?;
         let (mut packets, mut bytes) = (0, 0);
         let sent = datagrams.inspect(|datagram| {
             packets += 1;
             bytes += datagram.len().saturating_sub(FRAMING) as u64;
         });
-        self.links.send(handle, flow, sent, now)?;
-        tunnel.counts.packets_sent += packets;
-        tunnel.counts.bytes_sent += bytes;
-        Ok(())
+        let mut tunnel = self.tunnels.get_mut(&id);
+        let current = tunnel.as_ref().and_then(|tunnel| tunnel.current);
+        if self.links.send(current, flow, sent, now)
+            && let Some(tunnel) = &mut tunnel
+        {
+            tunnel.counts.packets_sent += packets;
+            tunnel.counts.bytes_sent += bytes;
+        }
+        self.links.book.queued += packets;
     }
 
     /// Datagrams that the queues of all sessions lost since the last call.
     pub fn take_losses(&mut self) -> impl Iterator<Item = (DropReason, u64)> + use<> {
         let losses = self.links.losses.take();
         self.ecn_marked += losses.marked;
+        self.links.book.dropped += losses.sum();
         [
             (DropReason::QueueFull, losses.full),
             (DropReason::QueueDelay, losses.late),
@@ -284,6 +287,11 @@ impl Tunnels {
         ]
         .into_iter()
         .filter(|&(_, packets)| packets > 0)
+    }
+
+    /// What became of every datagram so far; what [`Self::take_losses`] has not told yet is missing.
+    pub fn book(&self) -> DatagramBook {
+        self.links.book()
     }
 
     /// Inner packets that were marked with CE, in all.

@@ -344,6 +344,7 @@ mod tests {
                 ingress_bytes: 1,
             },
             pending_bytes: 0,
+            books: Default::default(),
             shards: Vec::new(),
         }
     }

@@ -207,6 +207,7 @@ impl Control {
                 .collect(),
             packets: shard.packets,
             pending_bytes: shard.pending_bytes,
+            books: shard.books,
             shards: shard.shards,
         }
     }

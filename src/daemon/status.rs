@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    shard::{FlowSnapshot, PacketCounts, ShardCounts, ShardSnapshot},
+    shard::{Books, FlowSnapshot, PacketCounts, ShardCounts, ShardSnapshot},
     spiffe::SpiffeId,
     tunnel::{TunnelSnapshot, TunnelState},
     wire::FiveTuple,
@@ -61,6 +61,9 @@ pub struct Status {
     pub packets: PacketStatus,
     /// Bytes that wait for tunnels.
     pub pending_bytes: usize,
+    /// What became of every packet from the device since the start.
+    #[serde(default)]
+    pub books: Books,
     /// What each shard has of it.
     #[serde(default)]
     pub shards: Vec<ShardPart>,
@@ -314,6 +317,7 @@ pub(super) struct ShardStatus {
     pub(super) drops: BTreeMap<String, u64>,
     pub(super) packets: PacketStatus,
     pub(super) pending_bytes: usize,
+    pub(super) books: Books,
     pub(super) shards: Vec<ShardPart>,
 }
 
@@ -330,6 +334,7 @@ impl From<ShardSnapshot> for ShardStatus {
                 .collect(),
             packets: snapshot.packets.into(),
             pending_bytes: snapshot.pending_bytes,
+            books: snapshot.books,
             shards: snapshot.shards.into_iter().map(Into::into).collect(),
         }
     }

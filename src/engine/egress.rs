@@ -121,7 +121,7 @@ impl Engine {
         let reason = cut.reason;
         let may_tell =
             (tuple.protocol == protocol::TCP && cut.take_reset()) || self.answers.allow(now);
-        self.drops.add(reason);
+        self.count_egress_drop(reason);
         let answer = may_tell.then(|| AnswerKind::Prohibited.build(packet));
         Some(Egress::Drop {
             reason,
@@ -139,7 +139,7 @@ impl Engine {
         why: Option<Arc<Why>>,
         now: Instant,
     ) -> Egress {
-        self.drops.add(reason);
+        self.count_egress_drop(reason);
         let kind = AnswerKind::of(reason);
         let may_tell = self.answers.allow(now);
         if may_tell {

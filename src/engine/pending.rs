@@ -159,6 +159,11 @@ impl Pending {
             .map(|&(since, _)| since + self.limits.wait)
     }
 
+    /// Frames that wait in all.
+    pub fn frames(&self) -> usize {
+        self.queues.values().map(|queue| queue.frames.len()).sum()
+    }
+
     /// Bytes that wait in all.
     pub const fn bytes(&self) -> usize {
         self.bytes

@@ -219,7 +219,7 @@ impl Engine {
             Some(Egress::Drop { answer, .. }) => Some(answer),
             // It might begin the flow anew, but by another tunnel than the one that it waited for.
             Some(Egress::Elsewhere(_) | Egress::Held | Egress::Tunnel(_)) | None => {
-                self.drops.add(reason);
+                self.count_egress_drop(reason);
                 Some(None)
             }
         }

@@ -24,7 +24,7 @@ use crate::{
         poller::{Poller, Ready},
         write::{Written, write_frame},
     },
-    shard::{Event, Shard},
+    shard::{Event, Handover, Shard},
     wire::{
         DropReason,
         virtio::{GsoKind, gso_kind},
@@ -267,8 +267,9 @@ impl<D: PacketDevice> Runner<D> {
             return;
         };
         while let Some((shard, handover)) = self.shard.poll_handover() {
-            if !neighbours.send(shard, Parcel::Handover(handover)) {
-                self.shard.count_handover_full();
+            let is_frame = matches!(handover, Handover::Frame(_));
+            if !neighbours.send(shard, Parcel::Handover(handover)) && is_frame {
+                self.shard.count_frame_not_handed_over();
             }
         }
         neighbours.flush();

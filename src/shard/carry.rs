@@ -32,7 +32,7 @@ impl Shard {
                     return self.send(tunnel, super_packet, packet, now);
                 }
                 let dropped = self.engine.pending_mut().push(tunnel, frame, now);
-                (0..dropped).for_each(|_| self.engine.count_drop(DropReason::PendingFull));
+                (0..dropped).for_each(|_| self.engine.count_egress_drop(DropReason::PendingFull));
             }
             TunnelState::Backoff { .. } => {
                 self.drop_frame(tunnel, frame, DropReason::TunnelDown, now);
@@ -71,7 +71,7 @@ impl Shard {
                 };
                 self.send_cut(tunnel, &clamped, packet, now);
             }
-            Err(_) => self.engine.count_drop(DropReason::Malformed),
+            Err(_) => self.engine.count_egress_drop(DropReason::Malformed),
         }
         self.opening = opening;
     }
@@ -84,16 +84,15 @@ impl Shard {
         now: Instant,
     ) {
         let Some(limits) = self.tunnels.limits(tunnel) else {
-            return self.engine.count_drop(DropReason::TunnelDown);
+            return self.engine.count_egress_drop(DropReason::TunnelDown);
         };
         let (id, batch) = (&mut self.fragment_id, &mut self.batch);
         if cut_parsed(super_packet, packet, &limits, id, batch).is_err() {
-            return self.engine.count_drop(DropReason::TooBig);
+            return self.engine.count_egress_drop(DropReason::TooBig);
         }
-        let (flow, datagrams) = (packet.flow_hash(), batch.len());
-        if let Err(reason) = self.tunnels.send(tunnel, flow, batch.drain(), now) {
-            self.engine.count_drops(reason, datagrams as u64);
-        }
+        self.counts.carried_packets += 1;
+        self.tunnels
+            .send(tunnel, packet.flow_hash(), batch.drain(), now);
     }
 
     /// What an inner packet may be once the path MTU is found: TCP is clamped to this, not to the first guess.
@@ -108,7 +107,7 @@ impl Shard {
     /// Sends a frame that waited, unless its flow was cut meanwhile.
     pub(super) fn release(&mut self, tunnel: TunnelId, frame: &[u8], now: Instant) {
         let Ok((super_packet, packet)) = SuperPacket::parse(frame) else {
-            return self.engine.count_drop(DropReason::Malformed);
+            return self.engine.count_egress_drop(DropReason::Malformed);
         };
         match self.engine.refuse_waiting(&packet, now, &mut self.keys) {
             Some(answer) => answer.into_iter().for_each(|answer| self.answer(answer)),

@@ -35,6 +35,7 @@ impl Shard {
     pub fn poll_handover(&mut self) -> Option<(u8, Handover)> {
         if let Some((shard, frame)) = self.handovers.pop_front() {
             self.handover_bytes -= frame.len();
+            self.counts.handed_out += 1;
             return Some((shard, Handover::Frame(frame)));
         }
         let (shard, tuple) = self.engine.poll_release()?;
@@ -46,6 +47,7 @@ impl Shard {
         self.now = Some(now);
         match handover {
             Handover::Frame(frame) => {
+                self.counts.handed_in += 1;
                 self.settle(now);
                 self.device_frame(&frame, false, now);
                 self.pump(now);
@@ -54,14 +56,20 @@ impl Shard {
         }
     }
 
-    /// What was to be handed over did not find room.
+    /// A datagram of the underlay that is another shard's did not find room.
     pub fn count_handover_full(&mut self) {
         self.engine.count_drop(DropReason::HandoverFull);
     }
 
+    /// A frame that [`Self::poll_handover`] gave out did not find room.
+    pub fn count_frame_not_handed_over(&mut self) {
+        self.counts.handed_out -= 1;
+        self.engine.count_egress_drop(DropReason::HandoverFull);
+    }
+
     pub(super) fn hand_over(&mut self, shard: u8, frame: &[u8]) {
         if self.handover_bytes + frame.len() > MAX_WAITING {
-            return self.count_handover_full();
+            return self.engine.count_egress_drop(DropReason::HandoverFull);
         }
         self.handover_bytes += frame.len();
         self.handovers.push_back((shard, frame.to_vec()));

@@ -25,7 +25,7 @@ impl Shard {
             .get(VIRTIO_HEADER_LEN..)
             .and_then(|bytes| Packet::new_checked(bytes).ok())
         else {
-            return self.engine.count_drop(DropReason::Malformed);
+            return self.engine.count_egress_drop(DropReason::Malformed);
         };
         let key = self.keys.key(tunnel);
         if let Egress::Drop {

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     engine::{Flow, Opener},
-    shard::Shard,
+    shard::{Books, Shard},
     tunnel::{TunnelSnapshot, TunnelState},
     wire::{DropReason, FiveTuple},
 };
@@ -22,6 +22,12 @@ pub struct PacketCounts {
     pub tunnel_packets: u64,
     /// Their bytes.
     pub tunnel_bytes: u64,
+    /// Frames from the device that went to a session whole.
+    pub carried_packets: u64,
+    /// Frames that another shard gave to this one.
+    pub handed_in: u64,
+    /// Frames that this shard gave to another.
+    pub handed_out: u64,
 }
 
 /// One flow.
@@ -61,6 +67,8 @@ pub struct ShardSnapshot {
     pub packets: PacketCounts,
     /// Bytes that wait for tunnels.
     pub pending_bytes: usize,
+    /// What became of all that the device gave.
+    pub books: Books,
     /// What each shard has of it, in the order of their numbers.
     pub shards: Vec<ShardCounts>,
 }
@@ -92,6 +100,7 @@ impl ShardSnapshot {
         }
         self.packets.add(other.packets);
         self.pending_bytes += other.pending_bytes;
+        self.books.add(other.books);
         self.shards.append(&mut other.shards);
         self
     }
@@ -103,6 +112,9 @@ impl PacketCounts {
         self.device_bytes += other.device_bytes;
         self.tunnel_packets += other.tunnel_packets;
         self.tunnel_bytes += other.tunnel_bytes;
+        self.carried_packets += other.carried_packets;
+        self.handed_in += other.handed_in;
+        self.handed_out += other.handed_out;
     }
 }
 
@@ -135,6 +147,7 @@ impl Shard {
             drops: self.engine.drops().iter().collect(),
             packets: self.counts,
             pending_bytes: self.engine.pending_mut().bytes(),
+            books: self.books(),
             shards: vec![counts],
         }
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::BytesMut;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     identity::WallClock,
@@ -216,4 +216,17 @@ pub struct TunnelSnapshot {
     pub last_error: Option<String>,
     /// When the peer's certificate expires, in Unix seconds.
     pub peer_not_after: Option<u64>,
+}
+
+/// What became of datagrams, each of them an inner packet or a piece of one.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct DatagramBook {
+    /// From the shard.
+    pub queued: u64,
+    /// Given to QUIC.
+    pub sent: u64,
+    /// Lost in a session's queue; the reason is counted.
+    pub dropped: u64,
+    /// In sessions' queues.
+    pub waiting: u64,
 }

@@ -16,9 +16,8 @@ use quinn_proto::{
 
 use bytes::Bytes;
 
-use crate::{
-    tunnel::{Congestion, Transmit, UnderlayDatagram, queue::Losses, session::Session},
-    wire::DropReason,
+use crate::tunnel::{
+    Congestion, DatagramBook, Transmit, UnderlayDatagram, queue::Losses, session::Session,
 };
 
 /// Answers of the endpoint itself (Retry, resets, refusals) that wait to be sent, in bytes.
@@ -53,6 +52,8 @@ pub(super) struct Links {
     pub(super) queued: usize,
     /// What those queues lost.
     pub(super) losses: Losses,
+    /// What became of all datagrams; what waits is counted when somebody asks.
+    pub(super) book: DatagramBook,
 }
 
 impl Links {
@@ -73,6 +74,7 @@ impl Links {
             scratch: Vec::new(),
             queued: 0,
             losses: Losses::NONE,
+            book: DatagramBook::default(),
         }
     }
 
@@ -99,7 +101,12 @@ impl Links {
         // A drained connection's handle may be given again before its last events were read.
         if let Some(mut old) = self.sessions.insert(handle, Box::new(session)) {
             old.end();
-            account(&mut self.queued, &mut self.losses, &mut old);
+            account(
+                &mut self.queued,
+                &mut self.losses,
+                &mut self.book.sent,
+                &mut old,
+            );
             if let Some(timer) = old.timer {
                 self.timers.remove(&(timer, handle));
             }
@@ -213,7 +220,12 @@ impl Links {
         let Some(session) = self.sessions.get_mut(&handle) else {
             return;
         };
-        account(&mut self.queued, &mut self.losses, session);
+        account(
+            &mut self.queued,
+            &mut self.losses,
+            &mut self.book.sent,
+            session,
+        );
         if session.drained {
             if let Some(timer) = session.timer {
                 self.timers.remove(&(timer, handle));
@@ -228,21 +240,23 @@ impl Links {
         self.refresh_timer(handle);
     }
 
-    /// Queues datagrams of one inner flow.
+    /// Queues datagrams of one inner flow; `false` when there is no such session, and all are lost.
     ///
     /// All sessions together are bounded, so that thousands of slow peers take no more memory than a few: beyond that bound
     /// a session holds only a little.
     pub(super) fn send(
         &mut self,
-        handle: ConnectionHandle,
+        handle: Option<ConnectionHandle>,
         flow: u32,
         datagrams: impl Iterator<Item = Bytes>,
         now: Instant,
-    ) -> Result<(), DropReason> {
-        let session = self
-            .sessions
-            .get_mut(&handle)
-            .ok_or(DropReason::TunnelDown)?;
+    ) -> bool {
+        let Some((handle, session)) =
+            handle.and_then(|handle| Some((handle, self.sessions.get_mut(&handle)?)))
+        else {
+            self.losses.ended += datagrams.count() as u64;
+            return false;
+        };
         let others = self.queued.saturating_sub(session.accounted);
         for datagram in datagrams {
             let own = session.queue.bytes();
@@ -255,9 +269,23 @@ impl Links {
             }
         }
         session.last_inner = now;
-        account(&mut self.queued, &mut self.losses, session);
+        account(
+            &mut self.queued,
+            &mut self.losses,
+            &mut self.book.sent,
+            session,
+        );
         self.mark(handle);
-        Ok(())
+        true
+    }
+
+    /// What became of all datagrams, those that wait counted.
+    pub(super) fn book(&self) -> DatagramBook {
+        let waiting = self.sessions.values().map(|session| session.queue.len());
+        DatagramBook {
+            waiting: waiting.sum::<usize>() as u64,
+            ..self.book
+        }
     }
 
     /// The connection may have something to transmit.
@@ -300,7 +328,12 @@ impl Links {
     ) -> Option<Transmit> {
         let session = self.sessions.get_mut(&handle)?;
         session.feed(now);
-        account(&mut self.queued, &mut self.losses, session);
+        account(
+            &mut self.queued,
+            &mut self.losses,
+            &mut self.book.sent,
+            session,
+        );
         let transmit = session
             .connection
             .poll_transmit(now, max_datagrams.max(1), buf)?;
@@ -374,11 +407,12 @@ impl Links {
 }
 
 /// Brings the sums over all sessions up to date with one of them.
-fn account(queued: &mut usize, losses: &mut Losses, session: &mut Session) {
+fn account(queued: &mut usize, losses: &mut Losses, sent: &mut u64, session: &mut Session) {
     let bytes = session.queue.bytes();
     *queued = (*queued + bytes).saturating_sub(session.accounted);
     session.accounted = bytes;
     losses.add(session.queue.losses_mut().take());
+    *sent += std::mem::take(&mut session.fed);
 }
 
 /// Outer packets are Not-ECT while the default controller is in use, which would not react to a mark (performance.md §3,

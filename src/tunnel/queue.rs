@@ -56,6 +56,11 @@ impl Losses {
         std::mem::take(self)
     }
 
+    /// How many are lost.
+    pub(super) const fn sum(&self) -> u64 {
+        self.full + self.late + self.too_big + self.ended
+    }
+
     /// Adds others.
     pub(super) const fn add(&mut self, other: Self) {
         self.full += other.full;
@@ -165,6 +170,11 @@ impl FairQueue {
         self.bytes
     }
 
+    /// Datagrams that wait.
+    pub(super) fn len(&self) -> usize {
+        self.buckets.iter().map(|(_, bucket)| bucket.len).sum()
+    }
+
     /// Nothing waits.
     pub(super) const fn is_empty(&self) -> bool {
         self.bytes == 0
@@ -177,7 +187,7 @@ impl FairQueue {
 
     /// Gives up what waits, and all memory.
     pub(super) fn clear(&mut self) {
-        let waiting: usize = self.buckets.iter().map(|(_, bucket)| bucket.len).sum();
+        let waiting = self.len();
         let losses = self.losses;
         *self = Self::new(self.bound);
         self.losses = losses;

@@ -99,6 +99,8 @@ pub(super) struct Session {
     /// When the session itself, apart from quinn, has something to do.
     pub(super) wake: Option<Instant>,
     pub(super) planned_close: Option<PlannedClose>,
+    /// Datagrams that went to quinn since somebody counted.
+    pub(super) fed: u64,
     /// The largest datagram that fits; it moves both ways with the path MTU.
     pub(super) max_datagram: Option<usize>,
     large: LargePackets,
@@ -144,6 +146,7 @@ impl Session {
             born: now,
             up_at: None,
             last_inner: now,
+            fed: 0,
             last_ping: now,
             last_heard: now,
             wake: Some(now + HANDSHAKE_TIMEOUT),
@@ -275,7 +278,7 @@ impl Session {
             && let Some(datagram) = self.queue.pop(now)
         {
             match self.connection.datagrams().send(datagram, false) {
-                Ok(()) => {}
+                Ok(()) => self.fed += 1,
                 // What no longer fits a shrunken path is lost as on any link; the next cut knows the limit.
                 Err(
                     SendDatagramError::Blocked(_)

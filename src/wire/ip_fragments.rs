@@ -130,6 +130,12 @@ impl IpFragments {
         self.held_bytes
     }
 
+    /// Fragments that are held, or were given up and not yet told by [`Self::expire`].
+    pub fn waiting(&self) -> usize {
+        let held: usize = self.packets.values().map(|packet| packet.held.len()).sum();
+        held + self.released.len() + self.given_up
+    }
+
     /// When the oldest packet is to be forgotten.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.ages.first().map(|&(since, _)| since + WAIT)

@@ -112,7 +112,14 @@ impl World {
             let Some(shard) = &mut self.hosts[index].shard else {
                 continue;
             };
-            let tunnels = shard.snapshot().tunnels;
+            let snapshot = shard.snapshot();
+            if snapshot.books.missing() != (0, 0) {
+                return Err(format!(
+                    "I3: the books of host {index} are not even: {:?}",
+                    snapshot.books
+                ));
+            }
+            let tunnels = snapshot.tunnels;
             self.check_queues(index)?;
             for tunnel in &tunnels {
                 if matches!(tunnel.state, TunnelState::Up | TunnelState::Draining) {

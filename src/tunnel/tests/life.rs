@@ -390,7 +390,7 @@ fn a_full_queue_has_no_room_and_drops_by_name() {
     assert!(alice.has_room(tunnel));
     let send = |alice: &mut crate::tunnel::Tunnels| {
         let one = std::iter::once(datagram.clone());
-        alice.send(tunnel, 1, one, now).unwrap();
+        alice.send(tunnel, 1, one, now);
     };
     while alice.has_room(tunnel) {
         send(alice);
@@ -429,7 +429,7 @@ fn bulk_datagrams_arrive_whole_and_in_order_at_the_discovered_size() {
             datagram[0] = number;
             let (one, now) = (std::iter::once(datagram.clone().into()), world.now);
             let alice = &mut world.hosts[ALICE].tunnels;
-            alice.send(tunnel, 1, one, now).unwrap();
+            alice.send(tunnel, 1, one, now);
             expected.push(Bytes::from(datagram));
         }
         world.run(SECOND / 10);
@@ -449,10 +449,7 @@ fn a_control_capsule_passes_a_backlog_of_datagrams() {
     for _ in 0..700 {
         let datagram = Bytes::from(vec![0; size]);
         let (one, now) = (std::iter::once(datagram), world.now);
-        world.hosts[ALICE]
-            .tunnels
-            .send(tunnel, 1, one, now)
-            .unwrap();
+        world.hosts[ALICE].tunnels.send(tunnel, 1, one, now);
     }
     let now = world.now;
     world.hosts[ALICE].tunnels.drain("bye", now);

@@ -220,15 +220,12 @@ impl World {
 
     pub(super) fn send(&mut self, host: usize, payload: &'static [u8]) {
         let id = self.tunnel(host);
-        self.hosts[host]
-            .tunnels
-            .send(
-                id,
-                1,
-                std::iter::once(Bytes::from_static(payload)),
-                self.now,
-            )
-            .unwrap();
+        self.hosts[host].tunnels.send(
+            id,
+            1,
+            std::iter::once(Bytes::from_static(payload)),
+            self.now,
+        );
     }
 
     /// What a host took out of its tunnel since the last time.
