@@ -2,7 +2,7 @@
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
 CARGO ?= cargo
 
-.PHONY: demo test check fmt clippy doc unit netns shell deny advisories bench bench-micro bench-gate bench-peers bench-flood fuzz soak fix
+.PHONY: demo test check fmt clippy doc unit netns shell deny advisories bench bench-micro bench-gate bench-peers bench-flood fuzz soak kills fix
 
 ## demo: the main job on real hosts-in-namespaces, every claim checked (about two minutes after the build)
 demo:
@@ -78,6 +78,11 @@ fuzz:
 soak:
 	IDENTUN_STATE_CASES=$(or $(STORIES),10000) IDENTUN_STATE_SEED=$(or $(SEED),$(shell date +%s)) \
 		$(CARGO) test --locked --test state_machine -- --nocapture
+
+## kills: a hundred daemons die under connections and a storm of packets; KILLS=n
+kills:
+	IDENTUN_KILLS=$(or $(KILLS),100) netns/unchanged.sh $(CARGO) test --release --locked --test netns -- --nocapture \
+		kills::every_connection_outlives_every_kill_and_nothing_leaks
 
 fix:
 	$(CARGO) fmt

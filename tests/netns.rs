@@ -31,10 +31,14 @@ mod forge;
 mod hostile;
 #[path = "netns/identities.rs"]
 mod identities;
+#[path = "netns/kills.rs"]
+mod kills;
 #[path = "netns/leaks.rs"]
 mod leaks;
 #[path = "netns/life.rs"]
 mod life;
+#[path = "netns/manager.rs"]
+mod manager;
 #[path = "netns/mesh.rs"]
 mod mesh;
 #[path = "netns/offloads.rs"]

@@ -1,90 +1,133 @@
 """A service manager as small as a test needs it: keeps the descriptors that a service hands over (FDSTORE=1) and gives
-them to the next run (LISTEN_FDS), as systemd does.
+them to the next run (LISTEN_FDS), as systemd does, and starts it again when it dies (Restart=on-failure).
 
-Usage: manager.py NOTIFY_SOCKET PROGRAM ARGUMENTS...
-Commands come on stdin, one a line: `start`, `kill` (-9), `term`. Answers go to stdout, one a line: `ready`, `ended`.
+Usage: manager.py NOTIFY_SOCKET RESTART PROGRAM ARGUMENTS...
+RESTART is a time as a unit file has it (`100ms`), or `no`. Commands come on stdin, one a line, and are answered on stdout,
+one line each: `start` by `ready`; `kill` (-9) and `term` by `ended` and the names of what is kept; `deaths` by how often
+the service has died without a `term`. At the end of the input the service is ended.
 """
 import array
+import ctypes
 import os
+import re
 import signal
 import socket
 import sys
 import threading
+import time
 
-path, command = sys.argv[1], sys.argv[2:]
-listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-listener.bind(path)
-kept = []  # name, descriptor
-ready = threading.Event()
+UNITS = {"ms": 1e-3, "s": 1.0}
+KCMP = 312
 
 
-def listen():
-    while True:
-        data, ancillary, _, _ = listener.recvmsg(4096, socket.CMSG_SPACE(64 * 4))
-        state = dict(line.split("=", 1) for line in data.decode().splitlines() if "=" in line)
+class Manager:
+    def __init__(self, path, restart, command):
+        self.path, self.command = path, command
+        number, unit = re.fullmatch(r"(\d+)(ms|s)", restart).groups() if restart != "no" else ("", "")
+        self.pause = int(number) * UNITS[unit] if number else None
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.listener.bind(path)
+        self.kept = []  # name, descriptor
+        self.lock = threading.Lock()
+        self.ready = threading.Event()
+        self.ended = threading.Event()
+        self.running, self.wanted, self.deaths = None, False, 0
+        threading.Thread(target=self.listen, daemon=True).start()
+
+    def listen(self):
+        while True:
+            data, ancillary, _, _ = self.listener.recvmsg(4096, socket.CMSG_SPACE(64 * 4))
+            state = dict(line.split("=", 1) for line in data.decode().splitlines() if "=" in line)
+            with self.lock:
+                self.store(state, ancillary)
+            if state.get("READY") == "1":
+                self.ready.set()
+
+    def store(self, state, ancillary):
         for level, kind, value in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                fds = array.array("i")
-                fds.frombytes(value[: len(value) // 4 * 4])
-                for fd in fds:
-                    same = [other for _, other in kept if os.path.sameopenfile(fd, other) and is_same(fd, other)]
-                    if state.get("FDSTORE") == "1" and not same:
-                        kept.append((state["FDNAME"], fd))
-                    else:
-                        os.close(fd)
+            if (level, kind) != (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                continue
+            fds = array.array("i")
+            fds.frombytes(value[: len(value) // 4 * 4])
+            for fd in fds:
+                known = any(is_same(fd, other) for _, other in self.kept)
+                if state.get("FDSTORE") == "1" and not known:
+                    self.kept.append((state["FDNAME"], fd))
+                else:
+                    os.close(fd)
         if state.get("FDSTOREREMOVE") == "1":
-            for item in [item for item in kept if item[0] == state["FDNAME"]]:
-                kept.remove(item)
+            for item in [item for item in self.kept if item[0] == state["FDNAME"]]:
+                self.kept.remove(item)
                 os.close(item[1])
-        if state.get("READY") == "1":
-            ready.set()
 
+    def start(self):
+        self.ready.clear()
+        self.ended.clear()
+        self.wanted = True
+        with self.lock:
+            kept = list(self.kept)
+            pid = os.fork()
+            if pid == 0:
+                self.become(kept)
+        self.running = pid
+        threading.Thread(target=self.watch, args=(pid,), daemon=True).start()
 
-def is_same(one, other):
-    # kcmp(2) with KCMP_FILE, as systemd does; sockets and TUN queues of one device look alike otherwise
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    pid = os.getpid()
-    return libc.syscall(312, pid, pid, 0, one, other) == 0
-
-
-def start():
-    ready.clear()
-    pid = os.fork()
-    if pid == 0:
+    def become(self, kept):
         # the numbers from 3 on are where they are expected; first out of each other's way
         high = [os.dup2(fd, 200 + number) for number, (_, fd) in enumerate(kept)]
         for number, fd in enumerate(high):
             os.dup2(fd, 3 + number)
             os.close(fd)
         os.closerange(3 + len(high), 200)
-        environment = dict(os.environ, NOTIFY_SOCKET=path)
+        environment = dict(os.environ, NOTIFY_SOCKET=self.path)
         if kept:
-            environment.update(
-                LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(kept)), LISTEN_FDNAMES=":".join(name for name, _ in kept)
-            )
-        os.execvpe(command[0], command, environment)
-    if not ready.wait(60):
-        raise SystemExit("the service does not become ready")
-    return pid
+            names = ":".join(name for name, _ in kept)
+            environment.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(kept)), LISTEN_FDNAMES=names)
+        os.execvpe(self.command[0], self.command, environment)
+
+    def watch(self, pid):
+        _, status = os.waitpid(pid, 0)
+        self.running = None
+        self.ended.set()
+        if self.wanted and status != 0:
+            self.deaths += 1
+            if self.pause is not None:
+                time.sleep(self.pause)
+                if self.wanted:
+                    self.start()
+
+    def end(self, number):
+        if number == signal.SIGTERM:
+            self.wanted = False
+        pid = self.running
+        if pid:
+            os.kill(pid, number)
+        if not self.ended.wait(60):
+            raise SystemExit("the service does not end")
+        with self.lock:
+            return " ".join(["ended"] + [name for name, _ in self.kept])
+
+    def obey(self, word):
+        if word == "start":
+            self.start()
+            if not self.ready.wait(60):
+                raise SystemExit("the service does not become ready")
+            return "ready"
+        if word == "deaths":
+            return str(self.deaths)
+        return self.end({"kill": signal.SIGKILL, "term": signal.SIGTERM}[word])
 
 
-def end(pid, number):
-    os.kill(pid, number)
-    os.waitpid(pid, 0)
+def is_same(one, other):
+    # kcmp(2) with KCMP_FILE, as systemd does; sockets and TUN queues of one device look alike otherwise
+    pid = os.getpid()
+    return os.path.sameopenfile(one, other) and ctypes.CDLL(None).syscall(KCMP, pid, pid, 0, one, other) == 0
 
 
-threading.Thread(target=listen, daemon=True).start()
-running = None
+manager = Manager(sys.argv[1], sys.argv[2], sys.argv[3:])
 for line in sys.stdin:
-    word = line.strip()
-    if word == "start":
-        running = start()
-        print("ready", flush=True)
-    elif word in ("kill", "term"):
-        end(running, signal.SIGKILL if word == "kill" else signal.SIGTERM)
-        running = None
-        print("ended", " ".join(name for name, _ in kept), flush=True)
-if running:
-    end(running, signal.SIGKILL)
+    print(manager.obey(line.strip()), flush=True)
+manager.wanted = False
+if manager.running:
+    os.kill(manager.running, signal.SIGKILL)
+    manager.ended.wait(60)

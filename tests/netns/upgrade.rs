@@ -2,9 +2,8 @@
 //! connections that notice nothing.
 
 use std::{
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
-    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -15,6 +14,7 @@ use std::{
 
 use crate::{
     capture::{Capture, MARKER},
+    manager::Manager,
     mesh::{PORT, SERVER_4, SERVER_6, STRICT},
     rig::{PATIENCE, Rig, identun, in_namespace, in_namespaces, wait_for},
     traffic::{Echo, control, tcp_echo},
@@ -194,47 +194,6 @@ fn a_program_that_does_not_take_the_configuration_does_not_get_it() {
     );
 }
 
-/// A service manager that keeps the client's descriptors.
-struct Manager {
-    child: Child,
-    answers: BufReader<std::process::ChildStdout>,
-}
-
-impl Manager {
-    fn new(rig: &Rig) -> Self {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/netns/manager.py");
-        let (socket, program, settings) = (rig.path("notify"), identun(), rig.settings("client"));
-        let words = [
-            "netns", "exec", "client", "python3", script, &socket, &program, "daemon", "--config",
-            &settings,
-        ];
-        let mut child = Command::new("ip")
-            .args(words)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let answers = BufReader::new(child.stdout.take().unwrap());
-        Self { child, answers }
-    }
-
-    /// Gives a command and returns the answer.
-    fn tell(&mut self, command: &str) -> String {
-        writeln!(self.child.stdin.as_mut().unwrap(), "{command}").unwrap();
-        let mut answer = String::new();
-        self.answers.read_line(&mut answer).unwrap();
-        answer.trim().to_owned()
-    }
-}
-
-impl Drop for Manager {
-    fn drop(&mut self) {
-        // at the end of its input it ends the daemon, then itself
-        drop(self.child.stdin.take());
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn what_a_service_manager_keeps_is_nobody_s_to_flush_and_loses_no_packet() {
     in_namespaces(
@@ -243,7 +202,7 @@ fn what_a_service_manager_keeps_is_nobody_s_to_flush_and_loses_no_packet() {
             rig.standard(STRICT);
             let server = rig.start("server");
             let echo = Echo::start("server", PORT);
-            let mut manager = Manager::new(&rig);
+            let mut manager = Manager::new(&rig, "client", "no");
             assert_eq!(manager.tell("start"), "ready");
             let capture = Capture::start();
             for to in [SERVER_4, SERVER_6] {
