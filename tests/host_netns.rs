@@ -334,6 +334,15 @@ fn marked_conntrack_entries_are_read_back() {
             let other = "-p tcp -s 10.77.0.1 -d 10.77.0.3 --dport 80 --state ESTABLISHED";
             entry(mark, &format!("{other} --sport {port}"));
         }
+        // nothing depends on what is over or was not answered yet
+        for (port, state) in (40_010..).zip(["SYN_SENT", "TIME_WAIT", "CLOSE"]) {
+            let over = format!("-p tcp -s 10.77.0.1 -d 10.77.0.2 --sport {port} --dport 8080");
+            entry("0x10000000", &format!("{over} --state {state}"));
+        }
+        for (port, state) in (40_020..).zip(["SYN_RECV", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK"]) {
+            let open = format!("-p tcp -s 10.77.0.4 -d 10.77.0.2 --sport {port} --dport 8080");
+            entry("0x10000000", &format!("{open} --state {state}"));
+        }
         let flow = |protocol, source, source_port, destination, destination_port| FiveTuple {
             protocol,
             source: ip(source),
@@ -346,6 +355,10 @@ fn marked_conntrack_entries_are_read_back() {
             [
                 flow(1, "10.77.0.1", 0, "10.77.0.2", 0),
                 flow(6, "10.77.0.1", 40000, "10.77.0.2", 8080),
+                flow(6, "10.77.0.4", 40020, "10.77.0.2", 8080),
+                flow(6, "10.77.0.4", 40021, "10.77.0.2", 8080),
+                flow(6, "10.77.0.4", 40022, "10.77.0.2", 8080),
+                flow(6, "10.77.0.4", 40023, "10.77.0.2", 8080),
                 flow(17, "10.77.0.2", 40001, "10.77.0.1", 53),
                 flow(17, "fd77::1", 40002, "fd77::2", 53),
             ]

@@ -6,7 +6,9 @@ use std::{collections::BTreeSet, net::IpAddr};
 use netlink_packet_core::{DefaultNla, Nla};
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
-    conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Tuple},
+    conntrack::{
+        ConntrackAttribute, ConntrackMessage, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple, Tuple,
+    },
 };
 
 use crate::{
@@ -22,6 +24,11 @@ pub(in crate::host) const CTA_MARK_MASK: u16 = 21;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
 
+/// States of TCP connections that nothing depends on: the opening segment was not answered, so it will come again; both ends
+/// are done (linux/netfilter/nf_conntrack_tcp.h: SYN_SENT, TIME_WAIT, CLOSE). A busy host has more of these than of all
+/// others.
+const OVER: [u8; 3] = [1, 7, 8];
+
 /// What conntrack knows of flows in tunnels.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct TunnelFlows {
@@ -32,7 +39,7 @@ pub struct TunnelFlows {
 }
 
 /// The original direction of every entry whose conntrack mark is the tunnel's, both families, each once, at most
-/// [`MAX_FLOWS`]. Ports are 0 for protocols without ports. Needs CAP_NET_ADMIN.
+/// [`MAX_FLOWS`]; TCP connections that are over, or were not answered yet, are left out. Ports are 0 for protocols without ports. Needs CAP_NET_ADMIN.
 pub fn tunnel_flows(settings: &HostSettings) -> Result<TunnelFlows, HostError> {
     let request = NetfilterMessage::new(
         NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0),
@@ -50,6 +57,7 @@ pub fn tunnel_flows(settings: &HostSettings) -> Result<TunnelFlows, HostError> {
             && let Some((mark, flow)) = entry(attributes)
             // a kernel that does not know the filter sends everything
             && mark & settings.mark_mask == settings.tunnel_mark
+            && !is_over(attributes)
         {
             flows.insert(flow);
         }
@@ -133,6 +141,26 @@ fn names(attribute: &ConntrackAttribute) -> bool {
     } else {
         matches!(attribute, ConntrackAttribute::CtaTupleOrig(_))
     }
+}
+
+fn is_over(attributes: &[ConntrackAttribute]) -> bool {
+    let states = attributes.iter().filter_map(|attribute| {
+        let ConntrackAttribute::CtaProtoInfo(parts) = attribute else {
+            return None;
+        };
+        parts.iter().find_map(tcp_state)
+    });
+    states.into_iter().any(|state| OVER.contains(&state))
+}
+
+fn tcp_state(part: &ProtoInfo) -> Option<u8> {
+    let ProtoInfo::TCP(parts) = part else {
+        return None;
+    };
+    parts.iter().find_map(|part| match part {
+        ProtoInfoTCP::State(state) => Some(*state),
+        _ => None,
+    })
 }
 
 /// Mark and original tuple of one entry. The kernel leaves a mark of 0 out.
