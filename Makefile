@@ -2,7 +2,7 @@
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
 CARGO ?= cargo
 
-.PHONY: demo test check fmt clippy doc unit netns shell deny advisories bench bench-micro bench-gate bench-peers bench-flood fuzz soak kills fix
+.PHONY: demo test check fmt clippy doc unit netns shell deny advisories bench bench-micro bench-gate bench-peers bench-flood fuzz soak kills chaos fix
 
 ## demo: the main job on real hosts-in-namespaces, every claim checked (about two minutes after the build)
 demo:
@@ -83,6 +83,10 @@ soak:
 kills:
 	IDENTUN_KILLS=$(or $(KILLS),100) netns/unchanged.sh $(CARGO) test --release --locked --test netns -- --nocapture \
 		kills::every_connection_outlives_every_kill_and_nothing_leaks
+
+## chaos: ten minutes of everything at once; SECONDS=n, SEED=n
+chaos:
+	netns/chaos.sh $(or $(SECONDS),600) $(SEED)
 
 fix:
 	$(CARGO) fmt

@@ -2,6 +2,7 @@
 //!
 //! It never stands in a packet's way: the shard has its own thread and is told things through a bounded channel.
 
+pub mod addresses;
 pub mod admin;
 pub mod clock;
 pub mod configuration;

@@ -15,6 +15,8 @@ mod bad_luck;
 mod boot;
 #[path = "netns/capture.rs"]
 mod capture;
+#[path = "netns/chaos.rs"]
+mod chaos;
 #[path = "netns/cuts.rs"]
 mod cuts;
 #[path = "netns/datagrams.rs"]
@@ -65,6 +67,8 @@ mod rights;
 mod segment;
 #[path = "netns/shards.rs"]
 mod shards;
+#[path = "netns/streams.rs"]
+mod streams;
 #[path = "netns/tighten.rs"]
 mod tighten;
 #[path = "netns/traffic.rs"]

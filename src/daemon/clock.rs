@@ -1,6 +1,6 @@
-//! The wall clock, asked in one place.
+//! The clocks, asked in one place.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Unix time in seconds; 0 for a clock before 1970.
 pub fn unix_now() -> u64 {
@@ -10,6 +10,15 @@ pub fn unix_now() -> u64 {
 /// Unix time in milliseconds.
 pub fn unix_millis() -> u64 {
     u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A moment on the clock that never jumps.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the control plane is where the clock is asked"
+)]
+pub fn monotonic_now() -> Instant {
+    Instant::now()
 }
 
 #[expect(

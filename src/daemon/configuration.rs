@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     error::Error,
     fmt,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -70,29 +71,44 @@ impl fmt::Display for Rejected {
 
 impl Error for Rejected {}
 
+/// What a new configuration takes over from the one in force.
+#[derive(Clone, Copy, Debug)]
+pub struct Running<'a> {
+    /// Its settings.
+    pub settings: &'a Settings,
+    /// This host's addresses, as [`Addresses`](crate::daemon::addresses::Addresses) counts them.
+    pub addresses: &'a BTreeSet<IpAddr>,
+}
+
 impl Configuration {
     /// Reads `daemon.yaml` at `path` and everything it names. `now` is Unix time in seconds: certificates that do not
-    /// hold at that moment are errors. What cannot change while a daemon runs is taken from `running`.
+    /// hold at that moment are errors. What cannot change while a daemon runs is taken from `running`, and so are addresses
+    /// that this host has lost only lately.
     ///
     /// # Errors
     /// [`Rejected`] with everything that is wrong, not only the first thing.
     pub fn load(
         path: &Path,
-        running: Option<&Settings>,
+        running: Option<Running<'_>>,
         generation: u64,
         now: u64,
     ) -> Result<Self, Rejected> {
         let mut loader = Loader::default();
         let mut settings = loader.settings(path)?;
         let kept = running
-            .map(|running| settings.keep_fixed(running))
+            .map(|running| settings.keep_fixed(running.settings))
             .unwrap_or_default();
         let base = path.parent().unwrap_or_else(|| Path::new(""));
         loader.policies(base, &settings.policies);
         let mesh = settings.mesh();
         let resources = loader.resources(&mesh);
         let (identities, certificates) = loader.identities(base, &settings, now);
-        let facts = loader.host_facts(&settings, &identities);
+        let mut facts = loader.host_facts(&settings, &identities);
+        if settings.host_addresses.is_none()
+            && let Some(running) = running
+        {
+            facts.underlay.extend(running.addresses);
+        }
         let Some(resources) = resources.filter(|_| !has_errors(&loader.diagnostics)) else {
             return Err(loader.rejected());
         };

@@ -1,8 +1,10 @@
 //! The one value that the admin API, the signals and the event thread share: what runs, and how to ask and change it.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
     io::ErrorKind,
+    net::IpAddr,
     path::PathBuf,
     process,
     sync::{Arc, Mutex, PoisonError},
@@ -15,8 +17,9 @@ use tokio::sync::Notify;
 
 use crate::{
     daemon::{
-        clock::unix_now,
-        configuration::{Configuration, Rejected, chained, timestamp},
+        addresses::Addresses,
+        clock::{monotonic_now, unix_now},
+        configuration::{Configuration, Rejected, Running, chained, timestamp},
         events::{EventLog, escape},
         flowlog::{FlowLog, feed, view::FlowLogView},
         kept::{keep_guard, note_in_force},
@@ -81,6 +84,8 @@ pub struct Control {
     pub reloading: Mutex<Contents>,
     /// Says that the files were read, and others may be named from here on.
     pub reloaded: Notify,
+    /// This host's addresses.
+    pub addresses: Mutex<Addresses>,
 }
 
 impl Control {
@@ -243,6 +248,48 @@ impl Control {
         }
     }
 
+    /// Looks at the addresses of this host, and reads the files again where the policy in force counts with others.
+    /// Whatever is decided by where a workload is follows the host this way. Blocks.
+    pub fn follow_addresses(&self, now: Instant) {
+        let _one = self
+            .reloading
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let active = self.active.load_full();
+        if active.settings.host_addresses.is_some() {
+            return;
+        }
+        let own = self.own_addresses(now);
+        if own.is_empty() || own == active.compiled.host().underlay {
+            return;
+        }
+        let list = |addresses: &BTreeSet<IpAddr>| {
+            let words: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            words.join(" ")
+        };
+        tracing::info!(
+            was = list(&active.compiled.host().underlay),
+            is = list(&own),
+            "the addresses of this host have changed"
+        );
+        let _ = self.reload_locked();
+    }
+
+    /// Those that count at `now`; none when they cannot be read.
+    fn own_addresses(&self, now: Instant) -> BTreeSet<IpAddr> {
+        let mut addresses = self
+            .addresses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match host::addresses(&self.host.tun_name) {
+            Ok(current) => addresses.note(&current, now),
+            Err(error) => {
+                tracing::debug!(error = %chained(error), "cannot read the addresses of this host");
+            }
+        }
+        addresses.own()
+    }
+
     /// The files of the configuration on disk.
     pub fn wanted(&self) -> Wanted {
         Wanted::new(&self.path, &self.active.load().settings)
@@ -274,7 +321,11 @@ impl Control {
     fn try_reload(&self) -> anyhow::Result<u64> {
         let old = self.active.load_full();
         let generation = old.compiled.generation() + 1;
-        let new = Configuration::load(&self.path, Some(&old.settings), generation, unix_now())?;
+        let running = Running {
+            settings: &old.settings,
+            addresses: &self.own_addresses(monotonic_now()),
+        };
+        let new = Configuration::load(&self.path, Some(running), generation, unix_now())?;
         if !new.kept.is_empty() {
             tracing::warn!(
                 settings = new.kept.join(", "),

@@ -6,7 +6,6 @@ use std::{
     num::NonZero,
     path::Path,
     sync::{Arc, Mutex, mpsc::Receiver},
-    time::Instant,
 };
 
 use anyhow::Context;
@@ -15,8 +14,9 @@ use tokio::{net::UnixListener, sync::Notify};
 
 use crate::{
     daemon::{
+        addresses::Addresses,
         admin,
-        clock::{unix_millis, unix_now},
+        clock::{monotonic_now, unix_millis, unix_now},
         configuration::{Configuration, Rejected},
         control::Control,
         events::EventLog,
@@ -137,7 +137,7 @@ pub async fn start(
     configuration: Configuration,
     mut left: Handover,
 ) -> Result<Started, StartError> {
-    let started = start_time();
+    let started = monotonic_now();
     rights::check().map_err(StartError::Rights)?;
     harden().map_err(StartError::Failed)?;
     let prepared = prepare(&configuration, &mut left).map_err(StartError::Failed)?;
@@ -181,6 +181,8 @@ pub async fn start(
     note_in_force(&configuration, &metrics);
     keep_guard(&configuration, &host);
     let contents = configuration.contents.clone();
+    let mut addresses = Addresses::default();
+    addresses.note(&configuration.compiled.host().underlay, started);
     let control = Arc::new(Control {
         path: path.into(),
         host,
@@ -201,6 +203,7 @@ pub async fn start(
         damage: Mutex::default(),
         reloading: Mutex::new(contents),
         reloaded: Notify::new(),
+        addresses: Mutex::new(addresses),
     });
     let metrics = metrics_listener
         .map(tokio::net::TcpListener::from_std)
@@ -437,12 +440,4 @@ async fn remove_rules(host: &HostSettings, removed: &mut Vec<String>) -> anyhow:
             .context("cannot remove rules and routes")?,
     );
     Ok(())
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the control plane is where the clock is asked"
-)]
-fn start_time() -> Instant {
-    Instant::now()
 }

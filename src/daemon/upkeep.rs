@@ -1,5 +1,6 @@
 //! Looks whether what was installed on the host still stands, and installs it again where somebody has taken it away:
-//! when the kernel tells of it, and every few seconds. What cannot be mended makes the daemon unhealthy.
+//! when the kernel tells of it, and every few seconds. What cannot be mended makes the daemon unhealthy. Follows the
+//! host's addresses in the same way.
 
 use std::{
     io,
@@ -11,7 +12,7 @@ use std::{
 use tokio::{runtime::Handle, task::spawn_blocking};
 
 use crate::{
-    daemon::{configuration::chained, control::Control},
+    daemon::{clock::monotonic_now, configuration::chained, control::Control},
     host::{self, HostError, changes::Changes},
 };
 
@@ -55,7 +56,11 @@ pub async fn look(control: &Arc<Control>) {
     let control = Arc::clone(control);
     let runtime = Handle::current();
     // the lock that reloads take is held throughout, and nft is waited for
-    if let Err(error) = spawn_blocking(move || look_blocking(&control, &runtime)).await {
+    let work = move || {
+        look_blocking(&control, &runtime);
+        control.follow_addresses(monotonic_now());
+    };
+    if let Err(error) = spawn_blocking(work).await {
         tracing::error!(error = %error, "cannot look after rules and routes");
     }
 }

@@ -1,5 +1,6 @@
 //! Hears of what others take away of that which we installed, as the kernel tells it: tables and chains of nf_tables,
-//! routing rules, routes, addresses and the TUN. What only adds is not heard, our own repairs among it.
+//! routing rules, routes and the TUN; and of addresses that come and go. Other things that only add are not heard, our
+//! own repairs among them.
 
 use std::{io, os::fd::AsFd};
 
@@ -19,8 +20,9 @@ use crate::host::{HostError, HostSettings, netlink, routes};
 
 /// NFNLGRP_NFTABLES as a bit (linux/netfilter/nfnetlink.h).
 const NFTABLES: u32 = 1 << 6;
-/// RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_ROUTE and _IPV6_RULE as bits (linux/rtnetlink.h).
-const ROUTING: u32 = 1 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 10 | 1 << 18;
+/// RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE and _IPV6_RULE as bits
+/// (linux/rtnetlink.h).
+const ROUTING: u32 = 1 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 18;
 /// Of each socket, bytes. What does not fit counts as a change.
 const RECEIVE_BUFFER: usize = 1 << 20;
 const DATAGRAM: usize = 64 * 1024;
@@ -154,7 +156,9 @@ fn is_route_gone(message: &[u8], settings: &HostSettings) -> bool {
         // few enough to be looked after whoever's they are
         matches!(
             inner,
-            RouteNetlinkMessage::DelRule(_) | RouteNetlinkMessage::DelAddress(_)
+            RouteNetlinkMessage::DelRule(_)
+                | RouteNetlinkMessage::DelAddress(_)
+                | RouteNetlinkMessage::NewAddress(_)
         )
     }
 }

@@ -157,9 +157,12 @@ fn tcp_state(part: &ProtoInfo) -> Option<u8> {
     let ProtoInfo::TCP(parts) = part else {
         return None;
     };
-    parts.iter().find_map(|part| match part {
-        ProtoInfoTCP::State(state) => Some(*state),
-        _ => None,
+    parts.iter().find_map(|part| {
+        if let ProtoInfoTCP::State(state) = part {
+            Some(*state)
+        } else {
+            None
+        }
     })
 }
 

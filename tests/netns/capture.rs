@@ -99,11 +99,17 @@ impl Capture {
 fn count(mut socket: Socket, stopped: &AtomicBool) -> Seen {
     let mut seen = Seen::default();
     let mut frame = vec![0; 1 << 17];
+    let mut last = false;
     loop {
         match socket.read(&mut frame) {
             Ok(len) => seen.take(&frame[..len]),
-            Err(_) if stopped.load(Ordering::Relaxed) => break,
+            Err(_) if last => break,
             Err(_) => {}
+        }
+        // there may never be a pause in what comes: no more is taken in, and what was is counted
+        if !last && stopped.load(Ordering::Relaxed) {
+            take_in_nothing(&socket);
+            last = true;
         }
     }
     seen.lost = lost(&socket);
@@ -121,6 +127,11 @@ enum Kind {
 
 impl Seen {
     fn take(&mut self, frame: &[u8]) {
+        // Packets of a TUN have no Ethernet header, and what begins like an IP packet is no address that the kernel gives
+        // to a link. They pass by the links as well, and are counted there.
+        if matches!(frame[0], 0x45 | 0x60) {
+            return;
+        }
         match classify(frame) {
             Kind::Neighbour => {}
             Kind::Tunnel => {
@@ -208,6 +219,28 @@ pub(crate) fn force_buffer(socket: &impl AsRawFd, bytes: i32) {
             len,
         )
     };
+}
+
+/// Binds the socket to a protocol that nobody speaks.
+#[expect(
+    unsafe_code,
+    reason = "addresses of packet sockets have no safe wrapper"
+)]
+fn take_in_nothing(socket: &Socket) {
+    const EXPERIMENTAL: u16 = 0x88b5;
+    let nobody = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: EXPERIMENTAL.to_be(),
+        sll_ifindex: 0,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    let len = size_of_val(&nobody) as libc::socklen_t;
+    // SAFETY: the pointer and length are those of a live sockaddr_ll.
+    let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const nobody).cast(), len) };
+    assert_eq!(result, 0, "the capture's socket can be bound");
 }
 
 #[expect(unsafe_code, reason = "the socket option has no safe wrapper")]

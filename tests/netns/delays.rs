@@ -20,9 +20,10 @@ use crate::{
 #[path = "../../examples/delay-relay/relay.rs"]
 mod relay;
 
+pub(crate) use relay::line::Impairment;
 use relay::{
     Order, Orders, Relay, Report,
-    line::{ETHERNET, Impairment, Rate},
+    line::{ETHERNET, Rate},
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -178,7 +179,7 @@ fn a_line_is_no_faster_than_its_rate_and_drops_what_its_queue_cannot_hold() {
 }
 
 /// A relay between `client` and `server` on `wire`.
-struct Link {
+pub(crate) struct Link {
     orders: Arc<Orders>,
     reports: Receiver<Report>,
     relay: JoinHandle<()>,
@@ -190,6 +191,11 @@ impl Link {
         for to in [SERVER_4, SERVER_6] {
             rig.on("client", &["ping", "-q", "-c1", to]);
         }
+        Self::insert(rig, impairment)
+    }
+
+    /// The same whatever the hosts know of each other.
+    pub(crate) fn insert(rig: &Rig, impairment: Impairment) -> Self {
         let mut relay = in_namespace("wire", || Relay::open("relay0", impairment).unwrap());
         rig.on("wire", &["ip", "link", "set", "relay0", "up"]);
         for family in ["-4", "-6"] {
@@ -229,7 +235,7 @@ impl Link {
     }
 
     /// Ends the relay; its TUN and routes are gone.
-    fn down(self, rig: &Rig) -> Report {
+    pub(crate) fn down(self, rig: &Rig) -> Report {
         let report = self.report(Order::Stop);
         self.relay.join().unwrap();
         for family in ["-4", "-6"] {

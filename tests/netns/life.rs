@@ -189,7 +189,12 @@ use Who::{Both, OnlyClient, OnlyServer};
 
 /// A connection of the client to the server: both ends in the hands of the test.
 pub(crate) fn connect(to: &str) -> (TcpStream, TcpStream) {
-    let to = SocketAddr::new(to.parse().unwrap(), PORT);
+    connect_to(to, PORT)
+}
+
+/// The same to any port that is free.
+pub(crate) fn connect_to(to: &str, port: u16) -> (TcpStream, TcpStream) {
+    let to = SocketAddr::new(to.parse().unwrap(), port);
     let listener = in_namespace("server", || TcpListener::bind(to).unwrap());
     let client = in_namespace("client", || {
         TcpStream::connect_timeout(&to, PATIENCE).unwrap()
