@@ -9,6 +9,7 @@ pub mod configuration;
 pub mod control;
 pub mod events;
 pub mod flowlog;
+mod health;
 mod inherit;
 pub mod kept;
 pub mod log;

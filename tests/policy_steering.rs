@@ -484,3 +484,52 @@ fn a_service_that_is_captured_as_a_whole_needs_one_element() {
     resources.destination_rules.push(exception);
     assert_eq!(sizes(&resources), (2000, 0, 3));
 }
+
+#[test]
+fn while_a_hosts_addresses_are_missing_its_workloads_send_and_take_no_plaintext() {
+    let mut client = workload("default", "client", "10.0.0.1");
+    client.gateway = Some("192.0.2.1:15008".parse().unwrap());
+    let mut server = workload("default", "server", "10.0.0.2");
+    server.gateway = Some("192.0.2.2:15008".parse().unwrap());
+    let listening = service("default", "server.local", &["80"], vec![server.clone()]);
+    let resources = Resources {
+        mesh_policy: Some(mesh_policy(Mode::Strict)),
+        destination_rules: vec![rule(
+            "default",
+            "r",
+            "*.local",
+            Some(ClientMode::IstioMutual),
+        )],
+        service_entries: vec![listening],
+        workloads: vec![client, server],
+        ..Resources::default()
+    };
+    let id = "spiffe://cluster.local/ns/default/sa/client";
+    let compiled = |addresses: &[&str]| {
+        let facts = host(addresses, &[id]);
+        mesh::compile(&resources, &MeshSettings::default(), facts).0
+    };
+    let (out, into) = (
+        tcp("10.0.0.1", "10.0.0.2", 80),
+        tcp("10.0.0.2", "10.0.0.1", 80),
+    );
+    for (addresses, is_local) in [
+        (["192.0.2.1"].as_slice(), true),
+        // a workload that is the host's own, whatever its gateway
+        (&["10.0.0.1"], true),
+        (&[], false),
+        (&["192.0.2.9"], false),
+    ] {
+        let compiled = compiled(addresses);
+        assert_eq!(compiled.is_local(out.source), is_local, "{addresses:?}");
+        let steering = compiled.steering();
+        let captured = steering.captures(out.source, out.destination, 6, Some(80));
+        assert!(captured, "{addresses:?}");
+        let decision = compiled.decide_egress(&out);
+        let is_carried = matches!(decision, EgressDecision::Tunnel { .. });
+        assert_eq!(is_carried, is_local, "{addresses:?}: {decision:?}");
+        assert!(!matches!(decision, EgressDecision::Plaintext { .. }));
+        let taken = steering.accepts_plaintext(into.source, into.destination, 6, Some(80));
+        assert!(!taken, "{addresses:?}");
+    }
+}

@@ -107,7 +107,8 @@ impl<'r> Known<'r> {
                 held.map(ToString::to_string)
                     .any(|id| id == format!("spiffe://{name}"))
             });
-        host.is_local = held && self.facts.underlay.contains(&host.gateway.ip());
+        let here = |address| self.facts.underlay.contains(&address);
+        host.is_local = held && (here(host.gateway.ip()) || here(host.address));
         host
     }
 

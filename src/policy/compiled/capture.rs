@@ -17,6 +17,7 @@ use crate::{
         },
         steering::PortRule,
     },
+    registry::index::RegisteredWorkload,
     spiffe::SpiffeId,
     wire::protocol::{SCTP, TCP, UDP},
 };
@@ -57,11 +58,16 @@ impl Class {
 /// that identity on the way, so that its answers are accepted.
 pub(crate) fn steering(decider: &mut Decider, host: &HostFacts) -> Steering {
     let local = decider.registry.local_addresses();
+    // What could be local is kept as one that is: where the host's addresses are missing for a while, it fails closed.
+    let workloads = decider.registry.workloads().iter();
+    let held = workloads.filter(|workload| workload.is_held);
+    let held: BTreeSet<_> = held.map(|workload| workload.address).collect();
+    let captured: BTreeSet<_> = local.union(&held).copied().collect();
     let mut steering = Steering {
         exempt: host.exempt.clone(),
         ..Steering::default()
     };
-    for &address in &local {
+    for &address in &captured {
         screen(decider, address, &mut steering);
     }
     let workloads = decider.registry.workloads().iter();
@@ -73,7 +79,7 @@ pub(crate) fn steering(decider: &mut Decider, host: &HostFacts) -> Steering {
     let addresses = decider.registry.addresses();
     let addresses: Vec<_> = addresses.difference(&local).copied().collect();
     let mut unnamed = Vec::new();
-    for class in classes(decider, &local) {
+    for class in classes(decider, &captured) {
         let networks = Networks::new(decider, &class, &networks);
         networks.steer(&class, &mut steering);
         let mut toward = Toward::new(decider, &class, &networks, &mut steering);
@@ -91,7 +97,7 @@ pub(crate) fn steering(decider: &mut Decider, host: &HostFacts) -> Steering {
 
 /// The server's side of one local address.
 fn screen(decider: &Decider, address: IpAddr, steering: &mut Steering) {
-    let Some(workload) = decider.registry.local_workload(address) else {
+    let Some(workload) = captured_workload(decider, address) else {
         return;
     };
     Screen {
@@ -106,10 +112,17 @@ fn screen(decider: &Decider, address: IpAddr, steering: &mut Steering) {
     .steer(steering);
 }
 
-fn classes(decider: &Decider, local: &BTreeSet<IpAddr>) -> Vec<Class> {
+/// The workload that speaks from `address`, if this host may speak for it.
+fn captured_workload(decider: &Decider, address: IpAddr) -> Option<&RegisteredWorkload> {
+    let registry = &decider.registry;
+    let local = registry.local_workload(address);
+    local.or_else(|| registry.workload(address).filter(|found| found.is_held))
+}
+
+fn classes(decider: &Decider, captured: &BTreeSet<IpAddr>) -> Vec<Class> {
     let mut classes: BTreeMap<_, Vec<IpAddr>> = BTreeMap::new();
-    for &source in local {
-        if let Some(workload) = decider.registry.local_workload(source) {
+    for &source in captured {
+        if let Some(workload) = captured_workload(decider, source) {
             let key = (Arc::clone(&workload.namespace), workload.labels.clone());
             classes.entry(key).or_default().push(source);
         }

@@ -22,7 +22,7 @@ use crate::{
     spiffe::{SpiffeId, SpiffeIdError, TrustDomain},
 };
 
-/// What makes a workload a local one: its identity's key and its gateway are here.
+/// What makes a workload a local one: its identity's key is here, and so is its gateway or the workload itself.
 pub trait LocalHost {
     /// This host holds the identity's key.
     fn holds(&self, identity: &SpiffeId) -> bool;
@@ -74,8 +74,10 @@ impl Registry {
             return Err(errors);
         }
         for workload in &mut registry.workloads {
-            workload.is_local = workload.identity.as_ref().is_some_and(|id| host.holds(id))
-                && host.has_address(workload.gateway.ip());
+            let is_here = |address| host.has_address(address);
+            workload.is_held = workload.identity.as_ref().is_some_and(|id| host.holds(id));
+            workload.is_local =
+                workload.is_held && (is_here(workload.gateway.ip()) || is_here(workload.address));
         }
         let selection = Selection::new(workloads);
         for entry in services {
@@ -109,6 +111,7 @@ impl Registry {
                 .gateway
                 .unwrap_or_else(|| SocketAddr::new(workload.address, TUNNEL_PORT)),
             mesh_capable: workload.mesh_capable,
+            is_held: false,
             is_local: false,
             resource: workload.resource.clone(),
             place: workload.place.clone(),

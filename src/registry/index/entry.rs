@@ -40,6 +40,9 @@ pub struct RegisteredWorkload {
     pub resource: ResourceName,
     /// Where the first declaration's address stands.
     pub place: Place,
+    /// This host has the key of its identity. A workload elsewhere may share it, and one that is here is not local while
+    /// the host's addresses are missing.
+    pub is_held: bool,
 }
 
 /// One endpoint of a [`Service`].
