@@ -3,6 +3,7 @@
 //! The shard decides everything; this room only moves bytes between it and the kernel, in batches that end when nothing
 //! is ready, and tells it the time. The control plane talks to it by [`ShardHandle`] and never stands in a packet's way.
 
+mod backlog;
 mod counts;
 mod neighbours;
 mod outgoing;

@@ -1,7 +1,6 @@
 //! The loop: sleep, take what is ready, let the shard work, send what it has.
 
 use std::{
-    collections::VecDeque,
     error::Error,
     io, iter, mem,
     os::fd::{AsFd, OwnedFd},
@@ -18,6 +17,7 @@ use crate::{
     identity::WallClock,
     io::{
         Command, ReceivePool, Underlay,
+        backlog::Backlog,
         counts::{Counters, count},
         neighbours::{Neighbours, Parcel},
         outgoing::Outgoing,
@@ -35,8 +35,6 @@ use crate::{
 /// bytes than are sent in a millisecond.
 const DEVICE_BATCH: usize = 256;
 const DEVICE_BATCH_BYTES: usize = 1 << 20;
-/// Bytes of frames that wait for the device to take more.
-const MAX_BACKLOG: usize = 4 << 20;
 /// How long a stopping loop tries to send what is queued.
 const STOP_WITHIN: Duration = Duration::from_millis(500);
 /// How often a shard that wants no packets from the device is asked again when nothing else happens.
@@ -407,47 +405,6 @@ fn with_causes(error: &dyn Error) -> String {
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// Frames that wait for the device, at most [`MAX_BACKLOG`] bytes.
-#[derive(Debug, Default)]
-struct Backlog {
-    frames: VecDeque<Vec<u8>>,
-    bytes: usize,
-}
-
-impl Backlog {
-    fn is_empty(&self) -> bool {
-        self.frames.is_empty()
-    }
-
-    fn first(&self) -> Option<&[u8]> {
-        self.frames.front().map(Vec::as_slice)
-    }
-
-    fn remove_first(&mut self) {
-        if let Some(frame) = self.frames.pop_front() {
-            self.bytes -= frame.len();
-        }
-    }
-
-    /// Puts the packets of one frame before all others. They are about as long as the frame was.
-    fn put_first(&mut self, frames: Vec<Vec<u8>>) {
-        for frame in frames.into_iter().rev() {
-            self.bytes += frame.len();
-            self.frames.push_front(frame);
-        }
-    }
-
-    /// `false` when it is full and the frame was not taken.
-    fn push(&mut self, frame: &[u8]) -> bool {
-        let fits = self.bytes + frame.len() <= MAX_BACKLOG;
-        if fits {
-            self.bytes += frame.len();
-            self.frames.push_back(frame.to_vec());
-        }
-        fits
-    }
-}
-
 /// Counts our own tunnel packets that come out of the device.
 #[derive(Debug, Default)]
 struct LoopGuard {
@@ -483,29 +440,6 @@ fn system_clocks() -> (Instant, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_backlog_is_bounded_in_bytes_and_keeps_the_order() {
-        let mut backlog = Backlog::default();
-        let mut taken = 0_u8;
-        while backlog.push(&vec![taken; MAX_FRAME]) {
-            taken += 1;
-        }
-        assert_eq!(usize::from(taken), MAX_BACKLOG / MAX_FRAME);
-        for number in 0..taken {
-            assert_eq!(backlog.first().map(|frame| frame[0]), Some(number));
-            backlog.remove_first();
-        }
-        assert!(backlog.is_empty());
-        assert_eq!(backlog.bytes, 0);
-        backlog.push(b"later");
-        backlog.put_first(vec![b"first".to_vec(), b"then".to_vec()]);
-        for expected in ["first", "then", "later"] {
-            assert_eq!(backlog.first(), Some(expected.as_bytes()));
-            backlog.remove_first();
-        }
-        assert_eq!(backlog.bytes, 0);
-    }
 
     #[test]
     fn a_few_own_packets_at_once_prove_a_loop_and_far_between_they_do_not() {
