@@ -5,6 +5,7 @@
 
 mod backlog;
 mod counts;
+mod ending;
 mod neighbours;
 mod outgoing;
 mod poller;
@@ -62,6 +63,8 @@ pub enum Command {
         /// What the peers are told.
         reason: String,
     },
+    /// As [`Self::Stop`], but peers first keep back what they would send: a successor takes over in a moment.
+    HandOver,
     /// Conntrack entries of tunnel flows (original direction).
     Seed(Vec<FiveTuple>),
     /// A copy of what `status` shows, to be sent there; dropped when the channel is full.

@@ -198,6 +198,20 @@ impl Shard {
         self.pump(now);
     }
 
+    /// Asks every peer to keep back what it would send, because a successor takes over. [`Self::handle_close`] follows when
+    /// [`Self::is_held`], or after a short time: a peer may not know how.
+    pub fn handle_hold(&mut self, now: Instant) {
+        self.now = Some(now);
+        self.settle(now);
+        self.tunnels.hold(now);
+        self.pump(now);
+    }
+
+    /// Peers that were asked send no more, and nothing waits to be sent to them.
+    pub fn is_held(&mut self) -> bool {
+        self.tunnels.is_held()
+    }
+
     /// Closes every session: the last thing before the process ends. What was received is delivered still, what comes from
     /// here on is lost, and peers hold back what they send until a successor answers.
     pub fn handle_close(&mut self, reason: &str, now: Instant) {
@@ -370,8 +384,11 @@ impl Shard {
         match event {
             TunnelEvent::Up { id, .. } => {
                 self.engine.handle_session_up(*id);
-                for frame in self.engine.pending_mut().take(*id) {
-                    self.release(*id, &frame, now);
+                // It may be held already: then they wait for its successor.
+                if self.tunnels.limits(*id).is_some() {
+                    for frame in self.engine.pending_mut().take(*id) {
+                        self.release(*id, &frame, now);
+                    }
                 }
             }
             TunnelEvent::DialFailed { id, error, .. } => {

@@ -15,6 +15,7 @@ mod end;
 mod error;
 mod gate;
 mod greeting;
+mod hold;
 mod links;
 mod pool;
 mod queue;
@@ -93,6 +94,8 @@ pub struct Tunnels {
     now: Option<Instant>,
     /// We are going away: why.
     draining: Option<String>,
+    /// A successor of ours takes over in a moment.
+    holding: bool,
     /// A peer of the own trust domain is told which policy refuses its session.
     reveal_reasons: bool,
     ecn_marked: u64,
@@ -125,6 +128,7 @@ impl Tunnels {
             random: Random::new(&settings.rng_seed, "tunnel"),
             now: None,
             draining: None,
+            holding: false,
             reveal_reasons: true,
             ecn_marked: 0,
             settings,
@@ -393,7 +397,11 @@ impl Tunnels {
         while let Some(event) = self.links.poll(handle) {
             match event {
                 Event::Connected => self.handle_connected(handle, now),
-                Event::ConnectionLost { reason } => self.handle_lost(handle, &reason, now),
+                Event::ConnectionLost { reason } => {
+                    // What came before the end, though in the same batch, is still good.
+                    self.receive(handle, now);
+                    self.handle_lost(handle, &reason, now);
+                }
                 Event::Stream(StreamEvent::Opened { dir }) => self.handle_stream(handle, dir, now),
                 Event::Stream(StreamEvent::Stopped { .. }) => {
                     let violation = Violation::protocol("the control stream was stopped");

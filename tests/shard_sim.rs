@@ -1,6 +1,10 @@
 //! Ring 2: shards on a virtual clock, real TLS handshakes, smoltcp hosts, and an eavesdropper that keeps every byte.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    dead_code,
+    reason = "the simulation serves other tests too, and not all of it is needed here"
+)]
 
 #[path = "sim/host.rs"]
 mod host;

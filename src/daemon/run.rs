@@ -160,16 +160,15 @@ async fn live(control: &Arc<Control>, mut ended: oneshot::Receiver<()>) -> anyho
     let drain = || Command::Drain {
         reason: reason.into(),
     };
-    // a successor is there in a moment: nobody needs to look for another way
-    let drained = match reason {
-        UPGRADE => Ok(()),
-        _ => control.shards.send_all(drain),
+    let told = match reason {
+        // a successor is there in a moment: nobody needs to look for another way
+        UPGRADE => control.shards.send_all(|| Command::HandOver),
+        _ => control
+            .shards
+            .send_all(drain)
+            .and_then(|()| control.shards.send_all(|| Command::Stop)),
     };
-    if drained
-        .and_then(|()| control.shards.send_all(|| Command::Stop))
-        .is_ok()
-        && timeout(GOODBYE, ended).await.is_err()
-    {
+    if told.is_ok() && timeout(GOODBYE, ended).await.is_err() {
         tracing::warn!("the data plane did not end in time");
     }
     if reason == UPGRADE {

@@ -19,6 +19,7 @@ use crate::{
         Command, ReceivePool, Underlay,
         backlog::Backlog,
         counts::{Counters, count},
+        ending::Ending,
         neighbours::{Neighbours, Parcel},
         outgoing::Outgoing,
         poller::{Poller, Ready},
@@ -35,8 +36,8 @@ use crate::{
 /// bytes than are sent in a millisecond.
 const DEVICE_BATCH: usize = 256;
 const DEVICE_BATCH_BYTES: usize = 1 << 20;
-/// How long a stopping loop tries to send what is queued.
-const STOP_WITHIN: Duration = Duration::from_millis(500);
+/// Batches that are taken from the socket at its end: more than its buffer holds.
+const LAST_BATCHES: usize = 16;
 /// How often a shard that wants no packets from the device is asked again when nothing else happens.
 const RECHECK_DEVICE: Duration = Duration::from_millis(100);
 /// Own tunnel packets that come back out of the device within [`LOOP_WINDOW`] before the loop gives up. Each is proof:
@@ -84,7 +85,7 @@ pub(super) struct Runner<D> {
     backlog: Backlog,
     outgoing: Outgoing,
     loops: LoopGuard,
-    stop_by: Option<Instant>,
+    ending: Ending,
     /// That the device refuses offloads was logged.
     told_refusal: bool,
 }
@@ -119,7 +120,7 @@ impl<D: PacketDevice> Runner<D> {
             backlog: Backlog::default(),
             outgoing: Outgoing::default(),
             loops: LoopGuard::default(),
-            stop_by: None,
+            ending: Ending::Running,
             told_refusal: false,
         })
     }
@@ -147,8 +148,7 @@ impl<D: PacketDevice> Runner<D> {
             if ready.socket {
                 self.read_underlay(now);
             }
-            // What applications send from here on stays in the device, for a successor.
-            if ready.device && self.stop_by.is_none() {
+            if ready.device && !self.ending.has_begun() {
                 self.read_device(ready.device_error, now)?;
             }
             self.pass_on();
@@ -158,6 +158,7 @@ impl<D: PacketDevice> Runner<D> {
             }
             self.write_device();
             self.write_underlay(now);
+            self.close_if_held(now);
             // Sending may have let the shard deliver more.
             self.write_device();
             self.report(now)?;
@@ -183,15 +184,17 @@ impl<D: PacketDevice> Runner<D> {
                 }
                 Ok(Command::Cut(connections)) => self.shard.handle_cut(&connections),
                 Ok(Command::Drain { reason }) => self.shard.handle_drain(&reason, now),
+                Ok(Command::HandOver) => {
+                    self.shard.handle_hold(now);
+                    self.ending.hold(now);
+                }
                 Ok(Command::Seed(tuples)) => self.shard.handle_seed(&tuples, now),
                 // Whoever asked may have gone.
                 Ok(Command::Snapshot(reply)) => drop(reply.try_send(self.shard.snapshot())),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => {
-                    if self.stop_by.is_none() {
-                        self.stop_by = Some(now + STOP_WITHIN);
-                        // what has arrived is delivered before peers are told to send no more
-                        self.read_underlay(now);
-                        self.shard.handle_close("stopped", now);
+                    // A neighbour that has ended before is no reason to hurry.
+                    if !self.ending.is_holding() {
+                        self.close(now);
                     }
                     return;
                 }
@@ -229,7 +232,8 @@ impl<D: PacketDevice> Runner<D> {
         Ok(())
     }
 
-    fn read_underlay(&mut self, now: Instant) {
+    /// Takes a batch of what has arrived; `false` when nothing had.
+    fn read_underlay(&mut self, now: Instant) -> bool {
         let shard = &mut self.shard;
         let neighbours = &mut self.channels.neighbours;
         let received = self.underlay.receive(&mut self.pool, |datagram| {
@@ -246,6 +250,7 @@ impl<D: PacketDevice> Runner<D> {
         if received.is_err() {
             count(&self.channels.counters.receive_failed);
         }
+        received.is_ok_and(|datagrams| datagrams > 0)
     }
 
     /// Takes what the other loops have for this one.
@@ -377,13 +382,32 @@ impl<D: PacketDevice> Runner<D> {
         }
     }
 
+    /// Closes every session. What has arrived is delivered before peers are told to send no more.
+    fn close(&mut self, now: Instant) {
+        if self.ending.is_closed() {
+            return;
+        }
+        self.ending.close(now);
+        let _ = (0..LAST_BATCHES).all(|_| self.read_underlay(now));
+        self.shard.handle_close("stopped", now);
+        self.write_device();
+        self.write_underlay(now);
+    }
+
+    /// Peers were asked to send no more, and obey, or have had their time.
+    fn close_if_held(&mut self, now: Instant) {
+        if self.ending.is_holding() && (self.ending.is_due(now) || self.shard.is_held()) {
+            self.close(now);
+        }
+    }
+
     fn may_stop(&self, now: Instant) -> bool {
         let empty = self.backlog.is_empty() && self.outgoing.waiting.is_none();
-        self.stop_by.is_some_and(|by| empty || by <= now)
+        self.ending.is_closed() && (empty || self.ending.is_due(now))
     }
 
     fn sleep(&mut self, now: Instant) -> io::Result<Ready> {
-        let reads = self.stop_by.is_none() && self.shard.wants_device();
+        let reads = !self.ending.has_begun() && self.shard.wants_device();
         if let Some(fd) = self.device.fd() {
             self.poller
                 .device_interest(fd, reads, !self.backlog.is_empty())?;
@@ -391,7 +415,7 @@ impl<D: PacketDevice> Runner<D> {
         self.poller
             .socket_interest(self.underlay.as_fd(), self.outgoing.waiting.is_some())?;
         let recheck = (!reads).then_some(now + RECHECK_DEVICE);
-        let deadline = [self.shard.poll_timeout(), recheck, self.stop_by]
+        let deadline = [self.shard.poll_timeout(), recheck, self.ending.deadline()]
             .into_iter()
             .flatten()
             .min();

@@ -94,7 +94,9 @@ impl Control {
                 let allowance = match capsule {
                     Capsule::FlowRefused(_) => &mut self.received_refusals,
                     Capsule::Drain { .. }
+                    | Capsule::Held
                     | Capsule::Hello(_)
+                    | Capsule::Hold
                     | Capsule::Ready { .. }
                     | Capsule::Refused { .. }
                     | Capsule::Unknown { .. } => &mut self.received,

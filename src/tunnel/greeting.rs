@@ -17,7 +17,7 @@ use crate::{
         control::Violation,
         end::Ending,
         pool::Tunnel,
-        session::{GREETING_TIMEOUT, Session, Stage},
+        session::{GREETING_TIMEOUT, Hold, Session, Stage},
     },
     wire::capsule::{Capsule, Hello, PeerFlags, RefusedCode},
 };
@@ -158,6 +158,12 @@ impl Tunnels {
                 self.choose(id);
                 self.redial(id, now);
             }
+            (Stage::Up | Stage::Draining, _, Capsule::Hold, Some(id)) => {
+                self.handle_hold(handle, id, now);
+            }
+            (Stage::Up | Stage::Draining, _, Capsule::Held, _) if self.holding => {
+                session.peer_holds = true;
+            }
             (_, _, _, _) => {
                 let violation = Violation::protocol("a capsule out of turn");
                 self.end(handle, violation.into(), now);
@@ -280,6 +286,9 @@ impl Tunnels {
         if let Some(reason) = self.draining.clone() {
             self.send_drain(handle, &reason, now);
         }
+        if self.holding {
+            self.send_hold(handle, now);
+        }
     }
 
     /// A newer session takes over one with the same shard of the peer. Simultaneous dials, which go in opposite directions
@@ -315,7 +324,11 @@ impl Tunnels {
             return;
         };
         let ours = tunnel.key.local < tunnel.key.peer;
-        let newest_first = || tunnel.up.iter().rev().copied();
+        let takes = |handle: &ConnectionHandle| {
+            let session = self.links.session(*handle);
+            session.is_some_and(|session| session.hold == Hold::No)
+        };
+        let newest_first = || tunnel.up.iter().rev().copied().filter(takes);
         let fresh = |handle: &ConnectionHandle| {
             self.links.session(*handle).is_some_and(|session| {
                 session.stage == Stage::Up && session.planned_close.is_none()
@@ -332,6 +345,7 @@ impl Tunnels {
         let any = newest_first().next();
         tunnel.current_is_up = fresh.is_some();
         tunnel.current = fresh.or(any);
+        tunnel.is_held = tunnel.current.is_none() && !tunnel.up.is_empty();
         if let Some(session) = tunnel
             .current
             .and_then(|handle| self.links.session_mut(handle))

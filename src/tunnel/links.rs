@@ -234,6 +234,7 @@ impl Links {
             return;
         }
         session.sample_max_datagram(now);
+        session.answer_hold();
         if session.flush_control(now) {
             self.mark(handle);
         }

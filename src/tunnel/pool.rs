@@ -30,6 +30,8 @@ pub(super) struct Tunnel {
     pub(super) current: Option<ConnectionHandle>,
     /// `current` may take new flows: it is not draining.
     pub(super) current_is_up: bool,
+    /// Sessions stand, but the peer asked to be sent nothing: its successor is to be waited for.
+    pub(super) is_held: bool,
     pub(super) dialling: Option<ConnectionHandle>,
     pub(super) backoff: Backoff,
     /// The end of the backoff, as the timer set has it.
@@ -57,6 +59,7 @@ impl Tunnel {
             up: Vec::new(),
             current: None,
             current_is_up: false,
+            is_held: false,
             dialling: None,
             backoff: Backoff::default(),
             armed: None,
@@ -71,7 +74,7 @@ impl Tunnel {
             TunnelState::Up
         } else if self.dialling.is_some() {
             TunnelState::Dialing
-        } else if self.current.is_some() {
+        } else if self.current.is_some() || self.is_held {
             TunnelState::Draining
         } else {
             self.backoff.state()
@@ -80,7 +83,10 @@ impl Tunnel {
 
     /// A dial would be of use and nothing speaks against it.
     pub(super) const fn may_dial(&self) -> bool {
-        !self.current_is_up && self.dialling.is_none() && self.backoff.until.is_none()
+        !self.current_is_up
+            && !self.is_held
+            && self.dialling.is_none()
+            && self.backoff.until.is_none()
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
     tunnel::{
         config::DATAGRAM_SEND_BUFFER, congestion::LargePackets, control::Control, queue::FairQueue,
     },
-    wire::capsule::PeerFlags,
+    wire::capsule::{Capsule, PeerFlags},
 };
 
 /// From the first packet to the end of the TLS handshake.
@@ -58,6 +58,16 @@ pub(super) enum Stage {
     Draining,
     /// CONNECTION_CLOSE was sent or received; quinn still answers stray packets.
     Closed,
+}
+
+/// Whether inner packets are kept back, because a successor of the peer's is about to take over.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Hold {
+    No,
+    /// The peer said HOLD; what is queued still leaves.
+    Asked,
+    /// The peer knows that nothing more comes.
+    Answered,
 }
 
 /// A close that is due later.
@@ -101,6 +111,9 @@ pub(super) struct Session {
     pub(super) planned_close: Option<PlannedClose>,
     /// Datagrams that went to quinn since somebody counted.
     pub(super) fed: u64,
+    pub(super) hold: Hold,
+    /// The peer answered our HOLD.
+    pub(super) peer_holds: bool,
     /// The largest datagram that fits; it moves both ways with the path MTU.
     pub(super) max_datagram: Option<usize>,
     large: LargePackets,
@@ -151,6 +164,8 @@ impl Session {
             last_heard: now,
             wake: Some(now + HANDSHAKE_TIMEOUT),
             planned_close: None,
+            hold: Hold::No,
+            peer_holds: false,
             max_datagram: None,
             large,
             dirty: false,
@@ -249,6 +264,13 @@ impl Session {
     /// Nothing waits, here or in quinn.
     pub(super) fn is_empty(&mut self) -> bool {
         self.queue.is_empty() && self.quinn_holds_nothing()
+    }
+
+    /// Answers the peer's HOLD once all that was queued before it has left: datagrams go before capsules.
+    pub(super) fn answer_hold(&mut self) {
+        if self.hold == Hold::Asked && self.is_empty() && self.control.send(&Capsule::Held) {
+            self.hold = Hold::Answered;
+        }
     }
 
     /// Writes capsules to the control stream; `true` when quinn took some.

@@ -2,5 +2,6 @@
 
 mod control;
 mod dialling;
+mod hold;
 mod life;
 mod world;

@@ -7,6 +7,8 @@
 //! 0x1d02 REFUSED       code(i) len(i) [reason]
 //! 0x1d03 FLOW_REFUSED  code(i) version(8) proto(8) src[4|16] dst[4|16] sport(16) dport(16) len(i) [reason]
 //! 0x1d04 DRAIN         len(i) [reason]
+//! 0x1d05 HOLD
+//! 0x1d06 HELD
 //! ```
 //!
 //! Reasons are UTF-8 of at most 256 bytes. What a peer wrote is made safe to print when it is read.
@@ -34,6 +36,8 @@ const READY: u64 = 0x1d01;
 const REFUSED: u64 = 0x1d02;
 const FLOW_REFUSED: u64 = 0x1d03;
 const DRAIN: u64 = 0x1d04;
+const HOLD: u64 = 0x1d05;
+const HELD: u64 = 0x1d06;
 
 /// HELLO / READY flags: 0x1 FRAGMENT, 0x2 PARTIAL_CHECKSUM, bits 8..16 the sender's lane; others ignored.
 ///
@@ -194,8 +198,13 @@ pub enum Capsule {
     },
     /// A flow is refused.
     FlowRefused(FlowRefused),
+    /// Answers HOLD: no inner packet follows on this session.
+    Held,
     /// First and once, from the dialler.
     Hello(Hello),
+    /// A successor takes over in a moment: keep inner packets back until it answers. Whoever does not know this goes on
+    /// sending, and what is on its way when the session closes is lost.
+    Hold,
     /// First and once, from the acceptor: the tunnel is up.
     Ready {
         /// [`VERSION`], or what the peer speaks.

@@ -110,7 +110,7 @@ impl Host {
 
     pub(crate) fn bind_udp(&mut self, port: u16) -> SocketHandle {
         let buffer =
-            || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 64], vec![0; 1 << 20]);
+            || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 256], vec![0; 1 << 20]);
         let mut socket = udp::Socket::new(buffer(), buffer());
         socket.bind(port).unwrap();
         self.sockets.add(socket)

@@ -92,6 +92,8 @@ pub(crate) struct World {
     pub(crate) strays: BTreeMap<usize, usize>,
     /// What this node's shard delivers goes to the applications of another node.
     pub(crate) deliveries: BTreeMap<usize, usize>,
+    /// Nodes without a process, and what waits in their sockets.
+    paused: BTreeMap<usize, Vec<UnderlayDatagram>>,
     /// Underlay addresses that nothing reaches and nothing leaves.
     pub(crate) cut: Vec<IpAddr>,
     clock: WallClock,
@@ -128,6 +130,7 @@ impl World {
             reroutes: BTreeMap::new(),
             strays: BTreeMap::new(),
             deliveries: BTreeMap::new(),
+            paused: BTreeMap::new(),
             cut: Vec::new(),
             clock,
             ca: Authority::new(LIFE),
@@ -182,6 +185,19 @@ impl World {
         );
         let (seed, lane) = (self.nodes[node].seed, self.nodes[node].lane);
         self.nodes[node].shard = self.shard(&identities, underlay, seed, lane);
+    }
+
+    /// The node's process ends. What its applications send waits in the device, and what comes for it in its socket.
+    pub(crate) fn pause(&mut self, node: usize) {
+        self.paused.insert(node, Vec::new());
+    }
+
+    /// Another process has taken the place of the one that ended.
+    pub(crate) fn resume(&mut self, node: usize) {
+        let now = self.now();
+        for datagram in self.paused.remove(&node).unwrap_or_default() {
+            self.nodes[node].shard.handle_underlay(datagram, now);
+        }
     }
 
     /// A second shard on the host of `node`, for other applications with the same addresses. Neither has flows yet.
@@ -325,6 +341,9 @@ impl World {
         let mut frames = self.nodes[index].stack.run(elapsed);
         self.nodes[reader].held.append(&mut frames);
         let mut moved = reader != index && !self.nodes[reader].held.is_empty();
+        if self.paused.contains_key(&index) {
+            return false;
+        }
         let node = &mut self.nodes[index];
         while !node.held.is_empty() && node.shard.wants_device() {
             let mut frame = vec![0; VIRTIO_HEADER_LEN];
@@ -418,9 +437,9 @@ impl World {
                 .unwrap_or_else(|| flying.to.ip());
             let shards = self.nodes.iter().filter(|node| node.underlay == ip).count();
             let lane = shard_octet(&flying.data).map_or(0, usize::from) % shards.max(1);
-            let mut nodes = self.nodes.iter_mut();
-            if let Some(node) =
-                nodes.find(|node| node.underlay == ip && usize::from(node.lane) == lane)
+            let mut nodes = self.nodes.iter_mut().enumerate();
+            if let Some((index, node)) =
+                nodes.find(|(_, node)| node.underlay == ip && usize::from(node.lane) == lane)
             {
                 let data = BytesMut::from(flying.data.as_slice());
                 let datagram = UnderlayDatagram {
@@ -429,7 +448,10 @@ impl World {
                     ecn: 0,
                     data,
                 };
-                node.shard.handle_underlay(datagram, now);
+                match self.paused.get_mut(&index) {
+                    Some(waiting) => waiting.push(datagram),
+                    None => node.shard.handle_underlay(datagram, now),
+                }
             }
         }
     }
@@ -437,11 +459,11 @@ impl World {
     fn next_event(&mut self) -> Option<Duration> {
         let (base, elapsed) = (self.base, self.elapsed);
         let flying = self.flying.peek().map(|Reverse(next)| next.at);
-        let nodes = self.nodes.iter_mut().flat_map(|node| {
-            let shard = node
-                .shard
-                .poll_timeout()
-                .map(|due| due.saturating_duration_since(base));
+        let paused = &self.paused;
+        let nodes = self.nodes.iter_mut().enumerate().flat_map(|(index, node)| {
+            let runs = !paused.contains_key(&index);
+            let due = runs.then(|| node.shard.poll_timeout()).flatten();
+            let shard = due.map(|due| due.saturating_duration_since(base));
             [shard, node.stack.next_run(elapsed)]
         });
         nodes

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use super::{
-    Capsule, CapsuleError, DRAIN, FLOW_REFUSED, FlowRefused, FlowRefusedCode, HELLO, Hello,
-    MAX_REASON, PeerFlags, READY, REFUSED, RefusedCode, VERSION,
+    Capsule, CapsuleError, DRAIN, FLOW_REFUSED, FlowRefused, FlowRefusedCode, HELD, HELLO, HOLD,
+    Hello, MAX_REASON, PeerFlags, READY, REFUSED, RefusedCode, VERSION,
 };
 use crate::{
     spiffe::SpiffeId,
@@ -21,7 +21,9 @@ pub(super) fn decode(kind: u64, value: &[u8]) -> Result<Capsule, CapsuleError> {
             reason: fields.reason()?,
         },
         FLOW_REFUSED => Capsule::FlowRefused(fields.flow_refused()?),
+        HELD => Capsule::Held,
         HELLO => Capsule::Hello(fields.hello()?),
+        HOLD => Capsule::Hold,
         READY => Capsule::Ready {
             version: fields.varint()?,
             flags: PeerFlags::from_bits(fields.varint()?),

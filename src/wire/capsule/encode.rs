@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use super::{Capsule, DRAIN, FLOW_REFUSED, FlowRefused, HELLO, Hello, MAX_REASON, READY, REFUSED};
+use super::{
+    Capsule, DRAIN, FLOW_REFUSED, FlowRefused, HELD, HELLO, HOLD, Hello, MAX_REASON, READY, REFUSED,
+};
 use crate::wire::varint;
 
 impl Capsule {
@@ -21,7 +23,7 @@ impl Capsule {
                 varint::encode(*code as u64, &mut value);
                 put_reason(reason, &mut value);
             }
-            Self::Unknown { .. } => {}
+            Self::Held | Self::Hold | Self::Unknown { .. } => {}
         }
         varint::encode(self.kind(), out);
         put_bytes(&value, out);
@@ -31,7 +33,9 @@ impl Capsule {
         match self {
             Self::Drain { .. } => DRAIN,
             Self::FlowRefused(_) => FLOW_REFUSED,
+            Self::Held => HELD,
             Self::Hello(_) => HELLO,
+            Self::Hold => HOLD,
             Self::Ready { .. } => READY,
             Self::Refused { .. } => REFUSED,
             Self::Unknown { kind } => *kind,

@@ -70,6 +70,8 @@ fn every_kind() -> Vec<Capsule> {
         Capsule::Drain {
             reason: String::new(),
         },
+        Capsule::Hold,
+        Capsule::Held,
         Capsule::Unknown { kind: 0x02 },
     ]
 }
@@ -117,7 +119,7 @@ fn the_layout_is_that_of_the_standard() {
 fn unknown_capsules_are_skipped() {
     let bytes = [
         raw(0x01, &[1; 30]),
-        raw(0x1d05, &[]),
+        raw(0x1d07, &[]),
         raw(varint::MAX, &[0; MAX_VALUE]),
         encoded(&hello(1)),
     ]
@@ -127,7 +129,7 @@ fn unknown_capsules_are_skipped() {
         read(&bytes),
         Ok(vec![
             unknown(1),
-            unknown(0x1d05),
+            unknown(0x1d07),
             unknown(varint::MAX),
             hello(1)
         ])
@@ -149,7 +151,7 @@ fn an_oversized_capsule_is_refused_before_its_value_comes() {
 #[test]
 fn malformed_capsules_have_an_error_each() {
     let (id, text) = (b"\x0bspiffe://td", b"\x02ok");
-    let cases: [(u64, Vec<u8>, CapsuleError); 16] = [
+    let cases: [(u64, Vec<u8>, CapsuleError); 18] = [
         (READY, vec![], CapsuleError::Truncated { kind: READY }),
         (READY, vec![1], CapsuleError::Truncated { kind: READY }),
         (
@@ -170,6 +172,8 @@ fn malformed_capsules_have_an_error_each() {
             CapsuleError::Trailing { kind: DRAIN },
         ),
         (DRAIN, vec![2, 0xc3, 0x28], CapsuleError::Text),
+        (HOLD, vec![0], CapsuleError::Trailing { kind: HOLD }),
+        (HELD, vec![0], CapsuleError::Trailing { kind: HELD }),
         (
             DRAIN,
             [vec![0x41, 0x01], vec![b'x'; 257]].concat(),
