@@ -2,7 +2,7 @@
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
 CARGO ?= cargo
 
-.PHONY: demo test check fmt clippy doc unit netns shell deny advisories bench bench-micro bench-gate bench-peers bench-flood fuzz soak kills chaos fix
+.PHONY: demo test check fmt clippy doc unit netns shell deny advisories bench bench-micro bench-gate bench-peers bench-flood bench-start fuzz soak kills chaos fix
 
 ## demo: the main job on real hosts-in-namespaces, every claim checked (about two minutes after the build)
 demo:
@@ -68,6 +68,11 @@ bench-peers:
 bench-flood:
 	$(CARGO) build --release --locked --bin identun --example initial-flood
 	netns/flood.sh $(TIME) $(RATE)
+
+## bench-start: from the start of a daemon to the first packet that its tunnel delivers, ROUNDS times cold and after kill -9
+bench-start:
+	$(CARGO) build --release --locked --bin identun
+	netns/start.sh $(ROUNDS)
 
 ## fuzz: a minute each for the loader, for the matcher and for cut and join against their judges, then the bombs against the clock
 fuzz:
