@@ -4,4 +4,5 @@ mod control;
 mod dialling;
 mod hold;
 mod life;
+mod roaming;
 mod world;
