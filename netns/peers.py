@@ -6,8 +6,10 @@ echo                  answers on UDP port 7 of the server's addresses
 open SIDE             opens SIDE x SIDE sessions: prints the seconds until each pair has its echo
 stream PPS SECONDS    prints packets sent, packets echoed, and the median round trip in microseconds
 standing, handshakes  count sessions of the status on stdin
+back SOCKET COUNT     waits for a daemon, then until so many sessions stand: prints the milliseconds until it answered, and from
+                      there until the first, half of them and all stood
 """
-import json, selectors, socket, struct, sys, time
+import http.client, json, selectors, socket, struct, sys, time
 
 PORT = 7
 # Handshakes under way at once: fewer than make a daemon ask for proof of the address.
@@ -102,6 +104,39 @@ def tunnels():
     return json.load(sys.stdin)["tunnels"]
 
 
+def up(tunnels):
+    return sum(tunnel["state"] == "up" for tunnel in tunnels)
+
+
+def ask(path):
+    connection = http.client.HTTPConnection("identun")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.settimeout(GIVE_UP)
+    connection.sock.connect(path)
+    connection.request("GET", "/v1/status")
+    return json.load(connection.getresponse())["tunnels"]
+
+
+def back(path, count):
+    begun, ready, reached = time.monotonic(), None, {}
+    while count not in reached:
+        if time.monotonic() - begun > GIVE_UP:
+            sys.exit(f"{reached} of {count} came back")
+        try:
+            standing = up(ask(path))
+        except OSError:
+            time.sleep(0.002)
+            continue
+        now = time.monotonic()
+        ready = ready or now
+        for goal in (1, count // 2, count):
+            if standing >= goal:
+                reached.setdefault(goal, now)
+        time.sleep(0.01)
+    since_ready = [reached[goal] - ready for goal in (1, count // 2, count)]
+    print(*(f"{seconds * 1e3:.0f}" for seconds in [ready - begun, *since_ready]))
+
+
 match sys.argv[1:]:
     case ["echo"]:
         echo()
@@ -110,8 +145,10 @@ match sys.argv[1:]:
     case ["stream", pps, seconds]:
         stream(int(pps), float(seconds))
     case ["standing"]:
-        print(sum(tunnel["state"] == "up" for tunnel in tunnels()))
+        print(up(tunnels()))
     case ["handshakes"]:
         print(sum(tunnel["handshakes"] for tunnel in tunnels()))
+    case ["back", path, count]:
+        back(path, int(count))
     case _:
         sys.exit(__doc__)

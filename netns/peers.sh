@@ -1,7 +1,7 @@
 #!/bin/bash
 # What many sessions cost a host: SIDE identities on each of two hosts, a session between every two of them (SIDE x SIDE).
 # Memory of both daemons before and after, what they do and send when nobody says anything, and what a packet of one
-# session costs beside all the others. Needs root or the right to make user namespaces; changes nothing outside.
+# session costs beside all the others; then how soon all of them stand again when a daemon was killed. Needs root or the right to make user namespaces; changes nothing outside.
 #
 # Usage: peers.sh [SIDE] [FOLDER]   SIDE: 100 (10,000 sessions); FOLDER holds the built `identun`: target/release
 #
@@ -89,6 +89,11 @@ host() { # host HOST: its addresses, identities and settings
   on "$1" ip route add "10.$((3 - n)).0.0/16" via "198.18.$n.1"
 }
 
+start() {
+  in_background "$1" "$1.log" "$bin/identun" daemon --config "$1/daemon.yaml"
+  echo $! >"$1.pid"
+}
+
 # --- what is read of a daemon ----------------------------------------------------------------------------------
 kib() { awk -v field="$2:" '$1 == field { print $2 }' "/proc/$(cat "$1.pid")/smaps_rollup"; } # kib HOST Rss|Pss
 ticks() { sed 's/.*) //' "/proc/$(cat "$1.pid")/stat" | awk '{ print $12 + $13 }'; }
@@ -110,8 +115,7 @@ bash "$here/topology.sh" up
 policy >policy.yaml
 for host in client server; do host $host; done
 for host in server client; do
-  in_background $host $host.log "$bin/identun" daemon --config "$host/daemon.yaml"
-  echo $! >$host.pid
+  start $host
   within 30 status $host || die "the daemon on $host does not start"
 done
 in_background server echo.log python3 "$here/peers.py" echo
@@ -146,4 +150,11 @@ for which in 'just opened' "after $idle s of silence"; do
     'BEGIN { printf "%-34s client %.2f s, server %.2f s CPU; %d packets on the wire\n", s " s of silence:", client / hz, server / hz, packets }'
   [ "$(handshakes client)" = "$made" ] || die 'sessions were lost in the silence'
   busy "one session among $sessions:"
+done
+for host in server client; do
+  { kill -9 "$(cat $host.pid)" && wait "$(cat $host.pid)"; } 2>/dev/null || true
+  rm $host/admin.sock
+  start $host
+  python3 "$here/peers.py" back "$work/$host/admin.sock" $sessions >back.txt || die "$host: $(cat back.txt)"
+  awk -v host=$host -v n=$sessions '{ printf "%-34s ready after %d ms; from there the first session after %d, half after %d, all %d after %d ms\n", host " killed and started again:", $1, $2, $3, n, $4 }' back.txt
 done
