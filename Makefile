@@ -69,7 +69,7 @@ bench-flood:
 	$(CARGO) build --release --locked --bin identun --example initial-flood
 	netns/flood.sh $(TIME) $(RATE)
 
-## bench-start: from the start of a daemon to the first packet that its tunnel delivers, ROUNDS times cold and after kill -9
+## bench-start: from the start of a daemon to its first packet, ROUNDS times cold and after kill -9; from a flush of the rules to their return
 bench-start:
 	$(CARGO) build --release --locked --bin identun
 	netns/start.sh $(ROUNDS)

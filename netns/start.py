@@ -1,6 +1,10 @@
 #!/usr/bin/env python3
-"""The stopwatch of start.sh: ROUNDS PROGRAM SETTINGS SOCKET ADDRESS, in the client's namespace."""
-import ctypes, os, socket, subprocess, sys, threading, time
+"""The stopwatch of start.sh, in the client's namespace.
+
+ROUNDS PROGRAM SETTINGS SOCKET ADDRESS   starts of the daemon until its first packet comes to ADDRESS
+flush COUNT                              from a flush of all rules until a table stands again, as the kernel tells both
+"""
+import ctypes, os, socket, struct, subprocess, sys, threading, time
 
 PORT = 7
 PATIENCE = 20
@@ -55,9 +59,38 @@ def measure(program, settings, admin, address, listener, number):
     return daemon, took * 1e3
 
 
+def heard(sock, wanted):
+    """Waits until the kernel tells of a message of this kind; when that was."""
+    while True:
+        data = sock.recv(1 << 20)
+        now, at = time.monotonic(), 0
+        while at + 16 <= len(data):
+            length, kind = struct.unpack_from("IH", data, at)
+            if kind == wanted:
+                return now
+            at += (length + 3) & ~3
+
+
+def flush(count):
+    netfilter, new_table, del_table = 12, 10 << 8, 10 << 8 | 2
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netfilter)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+    sock.settimeout(PATIENCE)
+    sock.bind((0, 1 << 6))
+    taken = []
+    for number in range(count):
+        # not in step with what the daemon does by itself
+        time.sleep(0.1 + number % 7 / 100)
+        subprocess.run(["nft", "flush", "ruleset"], check=True)
+        gone = heard(sock, del_table)
+        taken.append((heard(sock, new_table) - gone) * 1e3)
+    tell("flush to rules installed again:", taken)
+
+
 def tell(what, taken):
     taken.sort()
-    print(f"{what:<34} median {taken[len(taken) // 2]:.0f} ms, most {taken[-1]:.0f} ms, {len(taken)} times")
+    late = taken[len(taken) * 95 // 100]
+    print(f"{what:<34} median {taken[len(taken) // 2]:.0f} ms, p95 {late:.0f} ms, most {taken[-1]:.0f} ms, {len(taken)} times")
 
 
 def main(rounds, program, settings, admin, address):
@@ -76,6 +109,9 @@ def main(rounds, program, settings, admin, address):
     tell("start to first packet, kill -9:", again)
 
 
-if len(sys.argv) != 6:
+if sys.argv[1:2] == ["flush"] and len(sys.argv) == 3:
+    flush(int(sys.argv[2]))
+elif len(sys.argv) == 6:
+    main(int(sys.argv[1]), *sys.argv[2:])
+else:
     sys.exit(__doc__)
-main(int(sys.argv[1]), *sys.argv[2:])

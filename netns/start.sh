@@ -1,10 +1,11 @@
 #!/bin/bash
 # How long a start takes: from the start of `identun daemon` on the client to the first packet that its tunnel delivers on
 # the server, whose daemon runs. Of a start on a host that identun has not touched, and of one after `kill -9`. The client
-# sends to the server all the time, a new flow each time; the server takes nothing in plaintext. Needs root or the right to
-# make user namespaces; changes nothing outside.
+# sends to the server all the time, a new flow each time; the server takes nothing in plaintext. Then how long it takes until
+# rules that others flushed stand again, where the table is nobody's property. Needs root or the right to make user namespaces;
+# changes nothing outside.
 #
-# Usage: start.sh [ROUNDS] [FOLDER]   ROUNDS: 20 of each; FOLDER holds the built `identun`: target/release
+# Usage: start.sh [ROUNDS] [FOLDER]   ROUNDS: 20 starts of each kind; FOLDER holds the built `identun`: target/release
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -57,16 +58,25 @@ log: { level: warn }
 Y
 }
 
+ready() { # ready HOST: its daemon answers
+  for _ in $(seq 200); do
+    ! ip netns exec "$1" "$bin/identun" status --socket "$1/admin.sock" >/dev/null 2>&1 || return 0
+    sleep 0.05
+  done
+  die "the daemon on the $1 does not start"
+}
+
 bash "$here/topology.sh" up
 "$bin/identun" ca init --trust-domain cluster.local --dir ca >/dev/null
 policy >policy.yaml
 for host in client server; do host $host; done
 (exec ip netns exec server "$bin/identun" daemon --config server/daemon.yaml) >>server.log 2>&1 &
-for _ in $(seq 200); do
-  [ ! -S server/admin.sock ] || break
-  sleep 0.05
-done
-[ -S server/admin.sock ] || die 'the daemon on the server does not start'
+ready server
 
 "$bin/identun" version
 ip netns exec client python3 "$here/start.py" "$rounds" "$bin/identun" client/daemon.yaml client/admin.sock 198.18.2.2 || die 'no packet came'
+
+echo 'own_nft_table: false' >>client/daemon.yaml
+(exec ip netns exec client "$bin/identun" daemon --config client/daemon.yaml) >>client.log 2>&1 &
+ready client
+ip netns exec client python3 "$here/start.py" flush "${FLUSHES:-50}" || die 'the rules did not come back'
