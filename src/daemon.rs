@@ -22,4 +22,5 @@ pub mod start;
 pub mod status;
 pub mod tighten;
 pub mod upkeep;
+pub mod user;
 pub mod watch;

@@ -2,6 +2,7 @@
 //! family, the TUN's address and its sysctls. Everything is installed so that running it again changes nothing, and
 //! `down` takes away exactly that, recognised by its content; what others have made is never touched.
 
+pub mod account;
 pub mod changes;
 pub mod conntrack;
 pub mod conntrack_events;

@@ -9,8 +9,8 @@ pub mod policies;
 pub mod secrets;
 
 pub use files::{
-    FileError, private_dir, read_config, read_key, read_public, read_secret, read_state,
-    read_stdin, write_new, write_private,
+    FileError, private_dir, read_config, read_key, read_key_of, read_public, read_secret,
+    read_state, read_stdin, write_new, write_private,
 };
 pub use lock::{InstanceLock, LockError};
 pub use policies::{is_policy_name, policy_files};

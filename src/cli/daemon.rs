@@ -27,6 +27,7 @@ const WORKERS: usize = 2;
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Exit> {
     let left = Handover::take();
     let path = &arguments.config.config;
+    start::assume_user(path).map_err(failure)?;
     let configuration = start::load(path).map_err(failure)?;
     log::init(&configuration.settings.log, arguments.log.as_deref())
         .context("cannot start the log")?;

@@ -11,6 +11,7 @@ use crate::{
         configuration::{Configuration, load_settings},
         kept::GUARD,
         settings::Settings,
+        user,
     },
     host::{guard::Guard, rights},
     store::{self, FileError, InstanceLock, LockError},
@@ -40,6 +41,7 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> anyhow::Result<
             Settings::default()
         }
     };
+    user::assume(&settings)?;
     store::private_dir(&settings.state_dir).context("cannot use the state folder")?;
     let _lock = match InstanceLock::acquire(&settings.state_dir) {
         Ok(lock) => lock,

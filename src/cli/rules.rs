@@ -4,7 +4,7 @@ use std::io::Write;
 
 use crate::{
     cli::{ConfigPath, Exit, Failure},
-    daemon::{clock::unix_now, configuration::Configuration},
+    daemon::{clock::unix_now, configuration::Configuration, user},
     host::{guard::Guard, routes},
 };
 
@@ -25,9 +25,8 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> anyhow::Result<
     let path = &arguments.config.config;
     let configuration = Configuration::load(path, None, 1, unix_now()).map_err(Failure::from)?;
     let guard = guard(&configuration)?;
-    let host = configuration
-        .settings
-        .host(rustix::process::geteuid().as_raw());
+    let settings = &configuration.settings;
+    let host = settings.host(user::uid(settings)?);
     writeln!(out, "#!/bin/sh -e")?;
     writeln!(out, "nft -f - <<'END'\n{}END", guard.ruleset())?;
     for line in routes::commands(&host) {
@@ -39,7 +38,7 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> anyhow::Result<
 /// What the files say, as the kernel's rules.
 pub(super) fn guard(configuration: &Configuration) -> anyhow::Result<Guard> {
     let settings = &configuration.settings;
-    let host = settings.host(rustix::process::geteuid().as_raw());
+    let host = settings.host(user::uid(settings)?);
     let steering = configuration.compiled.steering();
     Ok(Guard::new(&host, settings.own_nft_table, steering)?)
 }

@@ -22,10 +22,13 @@ use axum::{
 use serde_json::json;
 use tokio::{net::UnixListener, task::spawn_blocking};
 
-use crate::daemon::{
-    control::{Control, describe},
-    serve::Peer,
-    status::API_VERSION,
+use crate::{
+    daemon::{
+        control::{Control, describe},
+        serve::Peer,
+        status::API_VERSION,
+    },
+    host::account,
 };
 
 /// The group whose members may read.
@@ -76,23 +79,12 @@ pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     let _ = std::fs::remove_file(&aside);
     let listener = UnixListener::bind(&aside).with_context(place)?;
     std::fs::set_permissions(&aside, Permissions::from_mode(0o660)).with_context(place)?;
-    if let Some(group) = group_id(
-        &std::fs::read_to_string("/etc/group").unwrap_or_default(),
-        GROUP,
-    ) {
+    if let Some(group) = account::group(GROUP) {
         // Without the right to give it away the socket stays with our own group, which is narrower.
         let _ = chown(&aside, None, Some(group));
     }
     std::fs::rename(&aside, path).with_context(place)?;
     Ok(listener)
-}
-
-/// The number of a group in the text of `/etc/group`.
-fn group_id(groups: &str, name: &str) -> Option<u32> {
-    let line = groups
-        .lines()
-        .find(|line| line.split(':').next() == Some(name))?;
-    line.split(':').nth(2)?.parse().ok()
 }
 
 async fn status(State(control): State<Arc<Control>>) -> Response {
@@ -191,14 +183,6 @@ fn failure(status: StatusCode, error: &str) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_group_is_found_by_its_whole_name() {
-        let groups = "root:x:0:\nidentun2:x:5:\nidentun:x:998:alice,bob\n";
-        assert_eq!(group_id(groups, "identun"), Some(998));
-        assert_eq!(group_id(groups, "ident"), None);
-        assert_eq!(group_id("identun:x", "identun"), None);
-    }
 
     #[tokio::test]
     async fn the_socket_has_its_mode_and_a_dead_one_is_replaced() {

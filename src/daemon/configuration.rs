@@ -13,6 +13,7 @@ use crate::{
     daemon::{
         render::{has_errors, render, summary},
         settings::Settings,
+        user,
         watch::Contents,
     },
     host,
@@ -237,9 +238,12 @@ impl Loader {
             ..Identities::default()
         };
         let mut certificates = BTreeMap::new();
+        // one that this host does not know is for the daemon's start to tell
+        let user = user::wanted(settings).ok().flatten().map(|ids| ids.uid);
         for files in &settings.identities {
             let certificate = base.join(&files.certificate);
-            let Some(identity) = self.identity(&certificate, &base.join(&files.key), now) else {
+            let key = base.join(&files.key);
+            let Some(identity) = self.identity(&certificate, &key, user, now) else {
                 continue;
             };
             let id = identity.svid.id.clone();
@@ -310,11 +314,17 @@ impl Loader {
         }
     }
 
-    fn identity(&mut self, certificate: &Path, key: &Path, now: u64) -> Option<Identity> {
+    fn identity(
+        &mut self,
+        certificate: &Path,
+        key: &Path,
+        user: Option<u32>,
+        now: u64,
+    ) -> Option<Identity> {
         let chain = store::read_public(certificate)
             .map_err(|error| self.file_problem(error))
             .ok();
-        let secret = store::read_key(key)
+        let secret = store::read_key_of(key, user)
             .map_err(|error| self.file_problem(error))
             .ok();
         let identity = match Identity::from_pem(&chain?, &secret?) {

@@ -1,5 +1,6 @@
 //! `daemon.yaml` as a value: every setting with its default. What parses is usable; files and host come later.
 
+mod account;
 mod values;
 
 use std::{
@@ -24,6 +25,7 @@ use crate::{
     wire::flow::protocol,
 };
 
+pub use account::Account;
 pub use values::{Exempt, InterfaceName, Marks, Mtu, Port, Seconds, ShardCount, TableName};
 
 /// Everything that `daemon.yaml` may say. Relative paths are relative to the file's folder.
@@ -81,6 +83,10 @@ pub struct Settings {
     /// The table is the daemon's property, which no other program can change or flush, where the kernel can do that
     /// (Linux 6.9).
     pub own_nft_table: bool,
+    /// What a daemon that is started as root goes on as, with the right to change the network and no other; absent: as root.
+    pub user: Option<Account>,
+    /// Its group; absent: the user's own.
+    pub group: Option<Account>,
     /// Secrets of the tunnels and the lock; 0700.
     pub state_dir: PathBuf,
     /// Where `identun status` and its like ask.
@@ -127,6 +133,8 @@ impl Default for Settings {
             routing: Routing::default(),
             nft_table: TableName("identun".into()),
             own_nft_table: true,
+            user: None,
+            group: None,
             state_dir: "/var/lib/identun".into(),
             admin_socket: DEFAULT_SOCKET.into(),
             metrics: Some(MetricsListen::default()),
@@ -220,6 +228,8 @@ impl Settings {
             &running.own_nft_table,
             &mut kept,
         );
+        keep("user", &mut self.user, &running.user, &mut kept);
+        keep("group", &mut self.group, &running.group, &mut kept);
         keep(
             "state_dir",
             &mut self.state_dir,

@@ -17,13 +17,14 @@ use crate::{
         addresses::Addresses,
         admin,
         clock::{monotonic_now, unix_millis, unix_now},
-        configuration::{Configuration, Rejected},
+        configuration::{Configuration, Rejected, load_settings},
         control::Control,
         events::EventLog,
         flowlog::FlowLog,
         inherit,
         kept::{keep_guard, note_in_force},
         settings::Settings,
+        user,
         watch::{Contents, Wanted},
     },
     device::tun::{Tun, TunSettings},
@@ -114,6 +115,16 @@ struct Added {
     tun: bool,
 }
 
+/// Goes on as the user that `daemon.yaml` at `path` names, if it names one and this is root. To be called before there is
+/// another thread.
+///
+/// # Errors
+/// [`StartError::Configuration`] when the file cannot be read, [`StartError::Failed`] when that user cannot be.
+pub fn assume_user(path: &Path) -> Result<(), StartError> {
+    let settings = load_settings(path).map_err(StartError::Configuration)?;
+    user::assume(&settings).map_err(StartError::Failed)
+}
+
 /// Reads the configuration for a start. `path` is `daemon.yaml`.
 ///
 /// # Errors
@@ -138,6 +149,7 @@ pub async fn start(
     mut left: Handover,
 ) -> Result<Started, StartError> {
     let started = monotonic_now();
+    user::warn_of_another(&configuration.settings);
     rights::check().map_err(StartError::Rights)?;
     harden().map_err(StartError::Failed)?;
     let prepared = prepare(&configuration, &mut left).map_err(StartError::Failed)?;

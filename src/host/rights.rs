@@ -5,7 +5,13 @@ use std::{
     io,
 };
 
-use crate::host::nftables::command;
+use rustix::{
+    io::Errno,
+    process::{Gid, Uid},
+    thread::{CapabilitySet, CapabilitySets},
+};
+
+use crate::host::{account::Ids, nftables::command};
 
 /// The first right that is missing, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +54,40 @@ pub fn check_rules() -> Result<(), RightsError> {
         return Err(RightsError::NetAdmin);
     }
     command::find().map(drop).ok_or(RightsError::NftMissing)
+}
+
+/// Makes this process another user's, with CAP_NET_ADMIN and nothing else, and with no way to more. The programs that it
+/// runs, a successor among them, have the same.
+///
+/// # Errors
+/// When there are other threads, which would keep root's rights, or the kernel refuses.
+pub fn become_user(ids: Ids) -> io::Result<()> {
+    use rustix::thread as own;
+    if fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("other threads run already"));
+    }
+    let net_admin = CapabilitySet::NET_ADMIN;
+    let (uid, gid) = (Uid::from_raw(ids.uid), Gid::from_raw(ids.gid));
+    // the number of capabilities differs from kernel to kernel
+    for capability in CapabilitySet::all().difference(net_admin).iter() {
+        match own::remove_capability_from_bounding_set(capability) {
+            Ok(()) | Err(Errno::INVAL) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    own::set_keep_capabilities(true)?;
+    own::set_thread_groups(&[gid])?;
+    own::set_thread_res_gid(gid, gid, gid)?;
+    own::set_thread_res_uid(uid, uid, uid)?;
+    let sets = CapabilitySets {
+        effective: net_admin,
+        permitted: net_admin,
+        inheritable: net_admin,
+    };
+    own::set_capabilities(None, sets)?;
+    own::configure_capability_in_ambient_set(net_admin, true)?;
+    own::set_keep_capabilities(false)?;
+    Ok(own::set_no_new_privs(true)?)
 }
 
 /// Looks for bit 12 in the line `CapEff` of /proc/PID/status (proc(5), capabilities(7)).

@@ -130,7 +130,15 @@ pub fn read_public(path: &Path) -> Result<String, FileError> {
 /// # Errors
 /// [`FileError`] with the path and the reason.
 pub fn read_key(path: &Path) -> Result<Zeroizing<String>, FileError> {
-    text(path, read(path, Kind::Secret, MAX_PEM)?).map(Zeroizing::new)
+    read_key_of(path, None)
+}
+
+/// As [`read_key`]; for root, it may also belong to the daemon's user: root looks at what the daemon will read.
+///
+/// # Errors
+/// As [`read_key`].
+pub fn read_key_of(path: &Path, user: Option<u32>) -> Result<Zeroizing<String>, FileError> {
+    text(path, read(path, Kind::Secret { user }, MAX_PEM)?).map(Zeroizing::new)
 }
 
 /// Reads a secret: a regular file, not reached by a symbolic link, of root or the own user, that nobody else may read.
@@ -138,7 +146,7 @@ pub fn read_key(path: &Path) -> Result<Zeroizing<String>, FileError> {
 /// # Errors
 /// [`FileError`] with the path and the reason.
 pub fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
-    read(path, Kind::Secret, MAX_PEM).map(Zeroizing::new)
+    read(path, Kind::SECRET, MAX_PEM).map(Zeroizing::new)
 }
 
 /// Reads the text of a file of the state folder, by the rules of [`read_secret`] but of up to [`MAX_STATE`] bytes.
@@ -146,7 +154,7 @@ pub fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
 /// # Errors
 /// [`FileError`] with the path and the reason.
 pub fn read_state(path: &Path) -> Result<String, FileError> {
-    text(path, read(path, Kind::Secret, MAX_STATE)?)
+    text(path, read(path, Kind::SECRET, MAX_STATE)?)
 }
 
 /// Replaces `path` by `bytes` with mode 0600: readers see the old or the new content, also after a crash.
@@ -194,7 +202,7 @@ pub fn private_dir(path: &Path) -> Result<(), FileError> {
         .create(path)
         .map_err(io_error("create", path))?;
     let metadata = path.metadata().map_err(io_error("inspect", path))?;
-    check_owner(path, &metadata)?;
+    check_owner(path, &metadata, None)?;
     match metadata.mode() & 0o7777 {
         mode if mode & 0o077 == 0 => Ok(()),
         mode => Err(FileError::Mode {
@@ -220,17 +228,28 @@ pub(super) fn io_error(
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum Kind {
     Public,
-    Secret,
+    Secret {
+        /// Whose it may be beside root's and the own user's, if we are root.
+        user: Option<u32>,
+    },
+}
+
+impl Kind {
+    const SECRET: Self = Self::Secret { user: None };
+
+    const fn is_secret(self) -> bool {
+        matches!(self, Self::Secret { .. })
+    }
 }
 
 fn read(path: &Path, kind: Kind, limit: u64) -> Result<Vec<u8>, FileError> {
     // NONBLOCK: opening a pipe must not wait for its other end.
     let mut flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    if kind == Kind::Secret {
+    if kind.is_secret() {
         flags |= OFlags::NOFOLLOW;
     }
     let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| match error {
-        rustix::io::Errno::LOOP if kind == Kind::Secret => FileError::Symlink { path: path.into() },
+        rustix::io::Errno::LOOP if kind.is_secret() => FileError::Symlink { path: path.into() },
         _ => io_error("open", path)(error.into()),
     })?;
     let file = File::from(file);
@@ -268,12 +287,13 @@ fn check(path: &Path, metadata: &Metadata, kind: Kind) -> Result<(), FileError> 
     }
     let mode = metadata.mode() & 0o7777;
     let why = match kind {
-        Kind::Secret if mode & 0o077 != 0 => "others may use the private key; `chmod 0600` it",
+        Kind::Secret { .. } if mode & 0o077 != 0 => {
+            "others may use the private key; `chmod 0600` it"
+        }
         Kind::Public if mode & 0o002 != 0 => "everybody may change it; `chmod o-w` it",
-        Kind::Public | Kind::Secret => {
-            if kind == Kind::Secret {
-                check_owner(path, metadata)?;
-            }
+        Kind::Public => return check_parent(path),
+        Kind::Secret { user } => {
+            check_owner(path, metadata, user)?;
             return check_parent(path);
         }
     };
@@ -284,9 +304,9 @@ fn check(path: &Path, metadata: &Metadata, kind: Kind) -> Result<(), FileError> 
     })
 }
 
-fn check_owner(path: &Path, metadata: &Metadata) -> Result<(), FileError> {
-    let uid = metadata.uid();
-    if uid == 0 || uid == rustix::process::geteuid().as_raw() {
+fn check_owner(path: &Path, metadata: &Metadata, user: Option<u32>) -> Result<(), FileError> {
+    let (uid, own) = (metadata.uid(), rustix::process::geteuid().as_raw());
+    if uid == 0 || uid == own || (own == 0 && user == Some(uid)) {
         return Ok(());
     }
     Err(FileError::Owner {
@@ -407,12 +427,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = file(dir.path(), "key", 0o600);
         let metadata = path.metadata().unwrap();
-        assert!(check_owner(&path, &metadata).is_ok());
+        assert!(check_owner(&path, &metadata, None).is_ok());
         if own == 0 && std::os::unix::fs::chown(&path, Some(4_242), None).is_ok() {
             assert!(matches!(
                 read_key(&path),
                 Err(FileError::Owner { uid: 4_242, .. })
             ));
+            assert!(read_key_of(&path, Some(4_241)).is_err());
+            assert!(read_key_of(&path, Some(4_242)).is_ok());
         }
     }
 

@@ -1,16 +1,19 @@
 //! The lock of the one instance: held by a running daemon, and by `down` while it removes.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io::{self, Read, Seek, Write},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::fs::{MetadataExt, OpenOptionsExt},
+        unix::fs::{MetadataExt, fchown},
     },
     path::{Path, PathBuf},
 };
 
-use rustix::fs::FlockOperation;
+use rustix::{
+    fs::{FlockOperation, Mode, OFlags},
+    process::geteuid,
+};
 
 use crate::store::files::{FileError, io_error};
 
@@ -47,14 +50,10 @@ impl InstanceLock {
             let path = path.clone();
             move |error| LockError::File(io_error(operation, &path)(error))
         };
-        let mut options = OpenOptions::new();
-        options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600);
-        let file = options.open(&path).map_err(failed("open"))?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600));
+        let file = File::from(opened.map_err(|error| failed("open")(error.into()))?);
+        leave_to_owner(&file, state_dir).map_err(failed("give away"))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -97,6 +96,15 @@ impl InstanceLock {
             .and_then(|()| writeln!(file, "{}", std::process::id()))?;
         Ok(Self { file })
     }
+}
+
+/// A lock that root made, as `down` does, is for the daemon that has the folder to take later.
+fn leave_to_owner(file: &File, state_dir: &Path) -> io::Result<()> {
+    let owner = state_dir.metadata()?;
+    if geteuid().is_root() && file.metadata()?.uid() != owner.uid() {
+        fchown(file, Some(owner.uid()), Some(owner.gid()))?;
+    }
+    Ok(())
 }
 
 impl AsFd for InstanceLock {

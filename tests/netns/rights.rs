@@ -33,6 +33,24 @@ fn give_files(rig: &Rig) {
     rig.on("client", &["chown", "-R", "7731:7731", &rig.path("")]);
 }
 
+/// The process is its user's and has one capability, with no way to more.
+#[track_caller]
+fn assert_its_user(pid: u32) {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap()
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    assert_eq!(field("Uid:"), [USER; 4].join(" "));
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        assert_eq!(field(set), "0000000000001000", "{set}");
+    }
+    assert_eq!(field("NoNewPrivs:"), "1");
+}
+
 #[test]
 fn one_capability_is_enough_for_a_whole_life() {
     in_namespaces("rights::one_capability_is_enough_for_a_whole_life", |rig| {
@@ -40,19 +58,7 @@ fn one_capability_is_enough_for_a_whole_life() {
         give_files(&rig);
         let _server = rig.start_by("server", &AS_ITS_USER);
         let client = rig.start_by("client", &AS_ITS_USER);
-        let status = fs::read_to_string(format!("/proc/{}/status", client.pid())).unwrap();
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            line.unwrap()
-                .split_whitespace()
-                .collect::<Vec<_>>()
-                .join(" ")
-        };
-        assert_eq!(field("Uid:"), [USER; 4].join(" "));
-        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
-            assert_eq!(field(set), "0000000000001000", "{set}");
-        }
-        assert_eq!(field("NoNewPrivs:"), "1");
+        assert_its_user(client.pid());
 
         let _echo = Echo::start("server", PORT);
         let capture = Capture::start();
@@ -139,6 +145,70 @@ fn nobody_but_the_daemon_s_user_wears_the_bypass_mark() {
             capture.stop().assert_no_plaintext();
             // they went into the tunnel, as everything that this host sends there
             println!("{} arrived by the tunnel", echo.datagrams() - before);
+        },
+    );
+}
+
+#[test]
+fn a_daemon_that_root_starts_goes_on_as_the_user_of_its_settings_through_upgrade_and_restart() {
+    in_namespaces(
+        "rights::a_daemon_that_root_starts_goes_on_as_the_user_of_its_settings_through_upgrade_and_restart",
+        |rig| {
+            rig.standard(STRICT);
+            for host in ["client", "server"] {
+                rig.configure(host, &[host], "user: 7731");
+            }
+            give_files(&rig);
+            let (_server, client) = (rig.start("server"), rig.start("client"));
+            let echo = Echo::start("server", PORT);
+            let talk = || {
+                for to in [SERVER_4, SERVER_6] {
+                    tcp_echo("client", (to, PORT), PATIENCE).unwrap();
+                }
+            };
+            assert_its_user(client.pid());
+            assert!(rig.host_state("client").contains("skuid 7731"));
+            talk();
+
+            // root looks at what the daemon reads, and sees what it installs
+            let settings = rig.settings("client");
+            rig.identun("client", &["check", "--config", &settings]);
+            let rules = rig.identun("client", &["rules", "--print", "--config", &settings]);
+            assert!(rules.contains("skuid 7731"), "{rules}");
+
+            let socket = rig.path("client/admin.sock");
+            rig.identun("client", &["upgrade", "--socket", &socket]);
+            assert_its_user(client.pid());
+            talk();
+            client.kill_9();
+            let client = rig.start("client");
+            assert_its_user(client.pid());
+            talk();
+            assert_eq!(rig.status("client").unwrap()["healthy"], true);
+
+            // the folder that it did not have was made for it
+            let owner = rig.on(
+                "client",
+                &["stat", "-c", "%u:%g %a", &rig.path("client/state")],
+            );
+            assert_eq!(owner.trim(), "7731:7731 700");
+            let (capture, before) = (Capture::start(), echo.datagrams());
+            wear_the_mark();
+            talk();
+            control("client");
+            capture.stop().assert_no_plaintext();
+            println!("{} arrived by the tunnel", echo.datagrams() - before);
+
+            // `down` leaves nothing that the next start of the daemon could not use
+            client.terminate();
+            rig.identun("client", &["down", "--config", &settings]);
+            assert!(!rig.host_state("client").contains("identun"));
+            rig.on("client", &["rm", &rig.path("client/state/lock")]);
+            rig.identun("client", &["down", "--config", &settings]);
+            let client = rig.start("client");
+            assert_its_user(client.pid());
+            talk();
+            assert!(!rig.log("client").contains("WARN"), "{}", rig.log("client"));
         },
     );
 }
