@@ -336,13 +336,27 @@ fn a_burst_arrives_whole_and_in_order() {
 
 #[test]
 fn a_stopped_loop_says_so_and_takes_no_commands() {
-    let (a, _b) = pair(Ipv4Addr::LOCALHOST.into());
-    assert_eq!(a.handle.ended(), None);
-    a.handle.send(Command::Stop).unwrap();
-    assert_eq!(a.wait_for_end(), "stopped");
-    let error = a.handle.send(Command::Seed(Vec::new())).unwrap_err();
-    assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
-    assert!(a.events.recv().is_err());
+    for stop in [Command::Stop, Command::HandOver] {
+        let (a, _b) = pair(Ipv4Addr::LOCALHOST.into());
+        assert_eq!(a.handle.ended(), None);
+        a.handle.send(stop).unwrap();
+        assert_eq!(a.wait_for_end(), "stopped");
+        let error = a.handle.send(Command::Seed(Vec::new())).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+        assert!(a.events.recv().is_err());
+    }
+}
+
+#[test]
+fn a_loop_that_hands_over_closes_its_sessions() {
+    let (mut a, mut b) = pair(Ipv4Addr::LOCALHOST.into());
+    let ping = echo(8, A, B, 0, 8);
+    a.send(&ping);
+    assert_eq!(b.receive(), ping);
+    b.handle.send(Command::HandOver).unwrap();
+    assert_eq!(b.wait_for_end(), "stopped");
+    let is_down = |event: &Event| matches!(event, Event::Tunnel(TunnelEvent::Down { .. }));
+    assert!(a.events.iter().any(|event| is_down(&event)));
 }
 
 #[test]

@@ -54,6 +54,7 @@ fn what_was_sent_before_the_answer_arrives_and_nothing_is_sent_after_it() {
     assert_eq!(world.state(ALICE), TunnelState::Draining);
     let handshakes = world.hosts[BOB].events.len();
     world.open(ALICE);
+    assert_eq!(world.state(ALICE), TunnelState::Draining);
     world.run(world.link.delay);
     assert_eq!(world.hosts[BOB].events.len(), handshakes);
     assert_eq!(world.received(BOB), sent);
