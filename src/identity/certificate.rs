@@ -240,6 +240,23 @@ pub(super) fn has_weak_signature(certificate: &X509Certificate<'_>) -> bool {
         || algorithm.to_id_string() == ECDSA_WITH_SHA1
 }
 
+/// What a certificate says in words, safe to print: a stranger may have written it. Control characters, line ends and
+/// direction marks become `\u{..}`.
+pub(super) fn printable(words: &impl fmt::Display) -> String {
+    let mut safe = String::new();
+    for char in words.to_string().chars() {
+        match char {
+            '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}' => safe.extend(char.escape_unicode()),
+            _ if char.is_control() => safe.extend(char.escape_unicode()),
+            _ => safe.push(char),
+        }
+    }
+    safe
+}
+
 /// The two-digit bytes of a serial number or the like, without separators.
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -314,6 +331,13 @@ mod tests {
         ] {
             assert_eq!(bit_length(number), bits, "{number:?}");
         }
+    }
+
+    #[test]
+    fn what_a_stranger_wrote_moves_no_terminal() {
+        let words = "CN=\u{1b}[2Jroot\n\u{202e}é";
+        let safe = "CN=\\u{1b}[2Jroot\\u{a}\\u{202e}é";
+        assert_eq!(printable(&words), safe);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use x509_parser::certificate::X509Certificate;
 
 use crate::identity::{
-    certificate::{self, Extensions, hex, key_kind, unix_seconds},
+    certificate::{self, Extensions, hex, key_kind, printable, unix_seconds},
     pem::{self, PemError},
 };
 
@@ -70,12 +70,12 @@ fn of(certificate: &X509Certificate<'_>) -> Description {
     let basic = extensions.as_ref().and_then(|e| e.basic_constraints);
     let key = key_kind(certificate).map_or_else(|error| error.to_string(), |kind| kind.to_string());
     Description {
-        subject: certificate.subject().to_string(),
-        issuer: certificate.issuer().to_string(),
+        subject: printable(certificate.subject()),
+        issuer: printable(certificate.issuer()),
         uris: extensions
             .iter()
             .flat_map(certificate::uris)
-            .map(ToOwned::to_owned)
+            .map(|uri| printable(&uri))
             .collect(),
         serial: hex(certificate.raw_serial()),
         not_before: unix_seconds(certificate.validity().not_before),

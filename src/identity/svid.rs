@@ -10,7 +10,7 @@ use x509_parser::{certificate::X509Certificate, extensions::GeneralName};
 use crate::{
     identity::certificate::{
         self, ExtensionError, Extensions, KeyError, KeyKind, date, has_weak_signature, hex,
-        key_kind, unix_seconds,
+        key_kind, printable, unix_seconds,
     },
     spiffe::{SpiffeId, SpiffeIdError},
 };
@@ -33,7 +33,7 @@ pub struct X509Svid {
     pub not_after: u64,
     /// The leaf's serial number in hexadecimal.
     pub serial: String,
-    /// The leaf's issuer as a distinguished name.
+    /// The leaf's issuer as a distinguished name, safe to print.
     pub issuer: String,
     /// The kind of the leaf's public key.
     pub key_kind: KeyKind,
@@ -65,7 +65,7 @@ impl X509Svid {
             not_before: unix_seconds(certificate.validity().not_before),
             not_after: unix_seconds(certificate.validity().not_after),
             serial: hex(certificate.raw_serial()),
-            issuer: certificate.issuer().to_string(),
+            issuer: printable(certificate.issuer()),
             key_kind,
             chain,
         })
