@@ -5,6 +5,7 @@
 use std::fmt;
 
 use x509_parser::{
+    asn1_rs::Any,
     certificate::X509Certificate,
     extensions::{
         BasicConstraints, ExtendedKeyUsage, GeneralName, KeyUsage, ParsedExtension,
@@ -185,6 +186,9 @@ impl<'a> Extensions<'a> {
     )]
     fn note(&mut self, extension: &'a X509Extension<'a>) -> Result<(), ExtensionError> {
         let critical = extension.critical;
+        if is_ours(&extension.oid) && !is_one_element(extension.value) {
+            return Err(ExtensionError::Malformed(extension.oid.to_id_string()));
+        }
         match extension.parsed_extension() {
             ParsedExtension::BasicConstraints(basic) => self.basic_constraints = Some(basic),
             ParsedExtension::ExtendedKeyUsage(usage) => self.extended_key_usage = Some(usage),
@@ -289,6 +293,11 @@ fn is_ours(oid: &Oid<'_>) -> bool {
         "2.5.29.37",
     ]
     .contains(&oid.to_id_string().as_str())
+}
+
+/// Whether nothing follows the value, where parsers may or may not look.
+fn is_one_element(value: &[u8]) -> bool {
+    Any::from_der(value).is_ok_and(|(rest, _)| rest.is_empty())
 }
 
 /// The URIs among a certificate's subject alternative names.

@@ -6,7 +6,7 @@ use identun::{
 };
 
 use super::{Case, case, svid};
-use crate::forge::{Spec, tlv};
+use crate::forge::{ID, Spec, tlv};
 
 pub(super) fn names() -> Vec<Case> {
     vec![
@@ -64,6 +64,23 @@ pub(super) fn names() -> Vec<Case> {
                 s.leaf.more = vec![(&[17], false, tlv(4, b"spiffe://a.example/x"))];
             },
             |_| {},
+            svid(SvidError::Extension(ExtensionError::Malformed(
+                "2.5.29.17".into(),
+            ))),
+        ),
+        case(
+            "something after the SAN",
+            |s| {
+                s.set_uris(&[]);
+                let names = |id: &[u8]| tlv(0x30, &tlv(0x86, id));
+                let two = [names(ID.as_bytes()), names(b"spiffe://a.example/other")];
+                s.leaf.more = vec![(&[17], false, two.concat())];
+            },
+            |s| {
+                s.set_uris(&[]);
+                let names = tlv(0x30, &tlv(0x86, ID.as_bytes()));
+                s.leaf.more = vec![(&[17], false, names)];
+            },
             svid(SvidError::Extension(ExtensionError::Malformed(
                 "2.5.29.17".into(),
             ))),
