@@ -14,12 +14,11 @@ use std::{
 use anyhow::{Context, bail};
 use axum::{
     Extension, Json, Router,
-    extract::State,
     http::{StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{MethodRouter, get, post},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{net::UnixListener, task::spawn_blocking};
 
 use crate::{
@@ -36,25 +35,95 @@ const GROUP: &str = "identun";
 /// What Prometheus expects of the exposition.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// What may be asked of a daemon.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Question {
+    /// What happened lately.
+    Events,
+    /// Who spoke to whom, and how.
+    FlowLog,
+    /// The flows of this moment.
+    Flows,
+    /// The Prometheus exposition.
+    Metrics,
+    /// That the files be put in force.
+    Reload,
+    /// Everything that `status` shows.
+    Status,
+    /// That the daemon end.
+    Stop,
+    /// That the program which stands in this one's place now take over.
+    Upgrade,
+}
+
+impl Question {
+    /// Every one.
+    pub const ALL: [Self; 8] = [
+        Self::Events,
+        Self::FlowLog,
+        Self::Flows,
+        Self::Metrics,
+        Self::Reload,
+        Self::Status,
+        Self::Stop,
+        Self::Upgrade,
+    ];
+
+    const fn path(self) -> &'static str {
+        match self {
+            Self::Events => "/v1/events",
+            Self::FlowLog => "/v1/flowlog",
+            Self::Flows => "/v1/flows",
+            Self::Metrics => "/metrics",
+            Self::Reload => "/v1/reload",
+            Self::Status => "/v1/status",
+            Self::Stop => "/v1/stop",
+            Self::Upgrade => "/v1/upgrade",
+        }
+    }
+
+    const fn changes(self) -> bool {
+        matches!(self, Self::Reload | Self::Stop | Self::Upgrade)
+    }
+
+    /// INVARIANT: what changes something is asked by POST alone, and by whom [`Peer::may_change`] lets.
+    fn route(self, desk: &Arc<dyn Desk>) -> MethodRouter {
+        let desk = Arc::clone(desk);
+        if !self.changes() {
+            return get(move || ask(Arc::clone(&desk), self));
+        }
+        post(move |Extension(peer): Extension<Peer>| {
+            let desk = Arc::clone(&desk);
+            async move {
+                match peer.may_change() {
+                    true => ask(desk, self).await,
+                    false => forbidden(),
+                }
+            }
+        })
+    }
+}
+
+/// Who answers: the daemon, or somebody in its place in tests.
+pub trait Desk: Send + Sync + 'static {
+    /// Answers, or does what is asked. May block.
+    fn answer(&self, question: Question) -> Response;
+}
+
 /// Every route of the admin socket.
-pub fn admin_router(control: Arc<Control>) -> Router {
-    Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/flows", get(flows))
-        .route("/v1/flowlog", get(flow_log))
-        .route("/v1/events", get(events))
-        .route("/v1/reload", post(reload))
-        .route("/v1/stop", post(stop))
-        .route("/v1/upgrade", post(upgrade))
-        .with_state(Arc::clone(&control))
-        .merge(metrics_router(control))
+pub fn admin_router(desk: Arc<impl Desk>) -> Router {
+    let desk: Arc<dyn Desk> = desk;
+    let all = Question::ALL.into_iter();
+    all.fold(Router::new(), |router, question| {
+        router.route(question.path(), question.route(&desk))
+    })
 }
 
 /// The one route of the metrics listener.
-pub fn metrics_router(control: Arc<Control>) -> Router {
-    Router::new()
-        .route("/metrics", get(metrics))
-        .with_state(control)
+pub fn metrics_router(desk: Arc<impl Desk>) -> Router {
+    let desk: Arc<dyn Desk> = desk;
+    let metrics = Question::Metrics;
+    Router::new().route(metrics.path(), metrics.route(&desk))
 }
 
 /// Listens at `path`, mode 0660, of group `identun` where that exists. Replaces the socket of a dead daemon.
@@ -87,82 +156,69 @@ pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn status(State(control): State<Arc<Control>>) -> Response {
-    blocking(move || Json(control.status()).into_response()).await
-}
-
-async fn flows(State(control): State<Arc<Control>>) -> Response {
-    blocking(move || match control.flows() {
-        Ok(flows) => Json(json!({"apiVersion": API_VERSION, "kind": "Flows", "flows": flows}))
-            .into_response(),
-        Err(error) => failure(StatusCode::SERVICE_UNAVAILABLE, &format!("{error:#}")),
-    })
-    .await
-}
-
-async fn flow_log(State(control): State<Arc<Control>>) -> Response {
-    blocking(move || Json(control.flow_log()).into_response()).await
-}
-
-async fn events(State(control): State<Arc<Control>>) -> Response {
-    let events = control.events.records();
-    Json(json!({"apiVersion": API_VERSION, "kind": "Events", "events": events})).into_response()
-}
-
-async fn metrics(State(control): State<Arc<Control>>) -> Response {
-    blocking(move || ([(CONTENT_TYPE, OPEN_METRICS)], control.exposition()).into_response()).await
-}
-
-async fn reload(State(control): State<Arc<Control>>, Extension(peer): Extension<Peer>) -> Response {
-    if !peer.may_change() {
-        return forbidden();
-    }
-    blocking(move || match control.reload() {
-        Ok(generation) => {
-            let kept = control.active.load().kept.clone();
-            Json(json!({"apiVersion": API_VERSION, "kind": "Reload", "generation": generation, "kept": kept}))
-                .into_response()
-        }
-        Err(error) => failure(StatusCode::UNPROCESSABLE_ENTITY, &describe(&error)),
-    })
-    .await
-}
-
-async fn stop(State(control): State<Arc<Control>>, Extension(peer): Extension<Peer>) -> Response {
-    if !peer.may_change() {
-        return forbidden();
-    }
-    control.stop.notify_one();
-    Json(json!({"apiVersion": API_VERSION, "kind": "Stop", "pid": std::process::id()}))
-        .into_response()
-}
-
-/// The program that stands in this one's place now is tried on the configuration first.
-async fn upgrade(
-    State(control): State<Arc<Control>>,
-    Extension(peer): Extension<Peer>,
-) -> Response {
-    if !peer.may_change() {
-        return forbidden();
-    }
-    blocking(move || match control.try_program() {
-        Ok(version) => {
-            control.upgrade.notify_one();
-            let pid = std::process::id();
-            Json(json!({
-                "apiVersion": API_VERSION, "kind": "Upgrade", "pid": pid, "version": version,
-            }))
-            .into_response()
-        }
-        Err(error) => failure(StatusCode::UNPROCESSABLE_ENTITY, &format!("{error:#}")),
-    })
-    .await
-}
-
 /// The shard, `nft` and files answer by blocking; the listener goes on meanwhile.
-async fn blocking(answer: impl FnOnce() -> Response + Send + 'static) -> Response {
-    let answered = spawn_blocking(answer).await;
+async fn ask(desk: Arc<dyn Desk>, question: Question) -> Response {
+    let answered = spawn_blocking(move || desk.answer(question)).await;
     answered.unwrap_or_else(|error| failure(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()))
+}
+
+impl Desk for Control {
+    fn answer(&self, question: Question) -> Response {
+        match question {
+            Question::Events => {
+                let events = self.events.records();
+                named("Events", &json!({"events": events}))
+            }
+            Question::FlowLog => Json(self.flow_log()).into_response(),
+            Question::Flows => match self.flows() {
+                Ok(flows) => named("Flows", &json!({"flows": flows})),
+                Err(error) => failure(StatusCode::SERVICE_UNAVAILABLE, &format!("{error:#}")),
+            },
+            Question::Metrics => {
+                ([(CONTENT_TYPE, OPEN_METRICS)], self.exposition()).into_response()
+            }
+            Question::Reload => self.answer_reload(),
+            Question::Status => Json(self.status()).into_response(),
+            Question::Stop => {
+                self.stop.notify_one();
+                named("Stop", &json!({"pid": std::process::id()}))
+            }
+            Question::Upgrade => self.answer_upgrade(),
+        }
+    }
+}
+
+impl Control {
+    fn answer_reload(&self) -> Response {
+        match self.reload() {
+            Ok(generation) => {
+                let kept = &self.active.load().kept;
+                named("Reload", &json!({"generation": generation, "kept": kept}))
+            }
+            Err(error) => failure(StatusCode::UNPROCESSABLE_ENTITY, &describe(&error)),
+        }
+    }
+
+    /// The program that stands in this one's place now is tried on the configuration first.
+    fn answer_upgrade(&self) -> Response {
+        match self.try_program() {
+            Ok(version) => {
+                self.upgrade.notify_one();
+                let pid = std::process::id();
+                named("Upgrade", &json!({"pid": pid, "version": version}))
+            }
+            Err(error) => failure(StatusCode::UNPROCESSABLE_ENTITY, &format!("{error:#}")),
+        }
+    }
+}
+
+/// An answer of this kind, with these fields.
+fn named(kind: &str, fields: &Value) -> Response {
+    let mut answer = json!({"apiVersion": API_VERSION, "kind": kind});
+    if let (Some(answer), Some(fields)) = (answer.as_object_mut(), fields.as_object()) {
+        answer.extend(fields.clone());
+    }
+    Json(answer).into_response()
 }
 
 fn forbidden() -> Response {
