@@ -74,7 +74,7 @@ bench-start:
 	$(CARGO) build --release --locked --bin identun
 	netns/start.sh $(ROUNDS)
 
-## fuzz: a minute each for the loader, for the matcher and for cut and join against their judges, then the bombs against the clock
+## fuzz: a minute each for the seven targets of fuzz/README.md against their judges, then the bombs against the clock
 fuzz:
 	fuzz/run.sh
 	IDENTUN_BOMBS_TIMED=1 $(CARGO) test --release --locked --test policy_bombs -- --nocapture
