@@ -1,13 +1,15 @@
 //! Runs nft: one text in, one transaction; listings out as JSON.
 
 use std::{
+    borrow::Cow,
     collections::BTreeSet,
     io::{self, Write},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::{Value, value::RawValue};
 
 use crate::host::{
     HostError, SteeringCounters,
@@ -62,19 +64,47 @@ pub(in crate::host) fn chains(table: &str) -> Result<Option<BTreeSet<String>>, H
 /// The names of the table's sets, and the elements of those that are filled from policy. One process for all sets:
 /// starting one costs more than reading ten thousand elements.
 pub(in crate::host) fn sets(table: &str) -> Result<(BTreeSet<String>, Elements), HostError> {
-    let listing = list(
-        "list the sets",
+    let operation = "list the sets";
+    let output = run(
+        operation,
         &["-j", "list", "sets", "table", "inet", table],
+        "",
     )?;
+    read_sets(&output).map_err(|source| HostError::NftListing { operation, source })
+}
+
+/// nft's listing of sets. Elements of the packet path's sets, of which there may be a hundred thousand, are not looked at.
+#[derive(Deserialize)]
+struct Listing<'a> {
+    #[serde(borrow)]
+    nftables: Vec<Listed<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Listed<'a> {
+    #[serde(borrow)]
+    set: Option<ListedSet<'a>>,
+}
+
+#[derive(Deserialize)]
+struct ListedSet<'a> {
+    #[serde(borrow)]
+    name: Cow<'a, str>,
+    #[serde(borrow)]
+    elem: Option<&'a RawValue>,
+}
+
+fn read_sets(output: &[u8]) -> serde_json::Result<(BTreeSet<String>, Elements)> {
+    let listing: Listing<'_> = serde_json::from_slice(output)?;
     let (mut names, mut elements) = (BTreeSet::new(), Elements::default());
-    for object in objects(&listing, "set") {
-        let Some(name) = text(object, "name") else {
-            continue;
-        };
-        names.insert(name.to_owned());
-        if elements::is_from_policy(name) {
-            elements.read(name, object);
+    for set in listing.nftables.into_iter().filter_map(|item| item.set) {
+        if elements::is_from_policy(&set.name) {
+            let listed = set
+                .elem
+                .map(|raw| serde_json::from_str::<Vec<Value>>(raw.get()));
+            elements.read(&set.name, &listed.transpose()?.unwrap_or_default());
         }
+        names.insert(set.name.into_owned());
     }
     Ok((names, elements))
 }
@@ -158,4 +188,28 @@ fn text<'a>(object: &'a Value, key: &str) -> Option<&'a str> {
 
 fn is_file(path: &Path) -> bool {
     path.metadata().is_ok_and(|metadata| metadata.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sets_are_read_and_those_of_the_packet_path_only_named() {
+        let listing = r#"{"nftables": [{"metainfo": {"version": "1.0.6"}},
+            {"set": {"family": "inet", "name": "strict_all4", "table": "identun", "elem": ["10.0.0.1", "10.0.0.2"]}},
+            {"set": {"family": "inet", "name": "tf4", "elem": [{"elem": {"val": "not even looked at"}}]}},
+            {"set": {"family": "inet", "name": "strict_all6"}}]}"#;
+        let (names, elements) = read_sets(listing.as_bytes()).unwrap();
+        let expected = ["strict_all4", "strict_all6", "tf4"];
+        assert!(names.iter().eq(&expected));
+        let mut text = String::new();
+        elements.add_all("identun", &mut text);
+        assert_eq!(
+            text,
+            "add element inet identun strict_all4 { 10.0.0.1, 10.0.0.2 }\n"
+        );
+        assert!(read_sets(b"{}").is_err());
+        assert!(read_sets(br#"{"nftables": [{"set": {"name": 5}}]}"#).is_err());
+    }
 }

@@ -98,10 +98,9 @@ impl Elements {
         );
     }
 
-    /// Takes in the elements of one set from nft's JSON listing of it.
-    pub(in crate::host) fn read(&mut self, set: &str, listing: &Value) {
-        let elements = listing.get("elem").and_then(Value::as_array);
-        let read = elements.into_iter().flatten();
+    /// Takes in the elements of one set as nft lists them in JSON.
+    pub(in crate::host) fn read(&mut self, set: &str, listed: &[Value]) {
+        let read = listed.iter();
         let read = read.filter_map(|element| notation(element, set.starts_with("wl_")));
         self.0.entry(set.to_owned()).or_default().extend(read);
     }
@@ -414,7 +413,7 @@ mod tests {
     fn listings_are_read_in_our_own_notation() {
         let read = |set: &str, element| {
             let mut elements = Elements::default();
-            elements.read(set, &json!({ "elem": [element] }));
+            elements.read(set, &[element]);
             elements.0.into_values().flatten().collect::<Vec<_>>()
         };
         let prefix = json!({"prefix": {"addr": "10.2.0.0", "len": 16}});
