@@ -205,6 +205,9 @@ fn a_daemon_that_root_starts_goes_on_as_the_user_of_its_settings_through_upgrade
             assert!(!rig.host_state("client").contains("identun"));
             rig.on("client", &["rm", &rig.path("client/state/lock")]);
             rig.identun("client", &["down", "--config", &settings]);
+            // and neither does the guard
+            rig.identun("client", &["guard", "--config", &settings]);
+            assert!(rig.host_state("client").contains("skuid 7731"));
             let client = rig.start("client");
             assert_its_user(client.pid());
             talk();
