@@ -221,8 +221,11 @@ fn whatever_happens_nothing_leaks_and_no_byte_is_wrong() {
 
             chaos.tell_counts();
             accounts_with_the_kernel(&chaos);
+            chaos.rig.write("policies/policy.yaml", STRICT);
             for (name, running) in Chaos::HOSTS.into_iter().zip(&running) {
-                wait_for("all that was installed", || {
+                let socket = chaos.rig.path(&format!("{name}/admin.sock"));
+                chaos.rig.identun(name, &["reload", "--socket", &socket]);
+                chaos.wait_for("all that was installed, and no more", || {
                     without_counts(&chaos.rig.host_state(name)) == without_counts(running)
                 });
                 let log = chaos.rig.log(name);
