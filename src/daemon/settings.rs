@@ -198,6 +198,7 @@ impl Settings {
         let flows: &mut FlowLimits = &mut limits.flows;
         flows.total = self.limits.flows.div_ceil(usize::from(shards.max(1)));
         flows.per_tunnel = self.limits.flows_per_tunnel.min(flows.total);
+        flows.by_peer = self.limits.flows_by_peer.min(flows.per_tunnel);
         limits.reveal_reasons = self.reveal_reasons;
         limits
     }
@@ -415,6 +416,8 @@ pub struct Limits {
     pub flows: usize,
     /// Flows of one tunnel, so that one peer cannot take all.
     pub flows_per_tunnel: usize,
+    /// Flows of one tunnel that its peer opened; the one that was silent for longest makes room for the next.
+    pub flows_by_peer: usize,
     /// Handshakes from outside that are held at once.
     pub incoming_handshakes: usize,
     /// Of those, how many may be unproven before newcomers must prove their address (Retry).
@@ -429,6 +432,7 @@ impl Default for Limits {
         Self {
             flows: flows.total,
             flows_per_tunnel: flows.per_tunnel,
+            flows_by_peer: flows.by_peer,
             incoming_handshakes: 1_024,
             retry_above: 64,
             idle_close_seconds: Seconds(300),
@@ -492,5 +496,6 @@ mod tests {
         let (one, three) = (settings.engine(1).flows, settings.engine(3).flows);
         assert_eq!((one.total, one.per_tunnel), (262_144, 65_536));
         assert_eq!((three.total, three.per_tunnel), (87_382, 65_536));
+        assert_eq!((one.by_peer, three.by_peer), (4_096, 4_096));
     }
 }

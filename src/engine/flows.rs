@@ -27,6 +27,8 @@ pub struct FlowLimits {
     pub total: usize,
     /// Flows of one tunnel.
     pub per_tunnel: usize,
+    /// Flows of one tunnel that its peer opened: what it is remembered by. Others of its own make room for more.
+    pub by_peer: usize,
     /// A TCP flow without packets, once both ends have sent.
     pub tcp_idle: Duration,
     /// A TCP flow after FIN or RST.
@@ -40,6 +42,7 @@ impl Default for FlowLimits {
         Self {
             total: 262_144,
             per_tunnel: 65_536,
+            by_peer: 4_096,
             tcp_idle: Duration::from_secs(7_200),
             tcp_closing: Duration::from_secs(60),
             other_idle: Duration::from_secs(180),
@@ -88,6 +91,8 @@ pub struct Flow {
     /// TCP: the sequence number that the local end expects next, so that the connection can be reset at any moment.
     pub next_sequence: Option<u32>,
     closing: bool,
+    /// Its entry in [`Share::order`], where the peer opened it.
+    number: u32,
     /// Where it stands in [`FlowTable::looks`].
     look: Instant,
 }
@@ -115,6 +120,7 @@ impl Flow {
             opening: None,
             next_sequence: None,
             closing: false,
+            number: 0,
             look: now,
         }
     }
@@ -186,10 +192,23 @@ pub struct FlowTable {
     /// When to look at a flow next. A look finds the true deadline, so that packets need not touch this.
     /// INVARIANT: one entry for each flow, so that opening and closing flows quickly does not make it grow.
     looks: BTreeSet<(Instant, FiveTuple)>,
-    per_tunnel: BTreeMap<TunnelId, usize>,
+    shares: BTreeMap<TunnelId, Share>,
+    /// The number of the next flow.
+    number: u32,
     live_changes: VecDeque<(TunnelId, bool)>,
     /// INVARIANT: at most one for each insertion since the last poll.
     evicted: VecDeque<(FiveTuple, FlowSummary)>,
+}
+
+/// What one tunnel has of the table.
+#[derive(Debug, Default)]
+struct Share {
+    flows: usize,
+    by_peer: usize,
+    /// Flows that the peer opened, by number, in the order in which they are asked to make room. Entries of flows that
+    /// are gone stay until they are met.
+    /// INVARIANT: at most twice as many as there are such flows, and [`EVICTION_SEARCH`].
+    order: VecDeque<(u32, FiveTuple)>,
 }
 
 /// How many flows are asked whether they are over when there is no room.
@@ -202,7 +221,8 @@ impl FlowTable {
             limits,
             flows: HashMap::new(),
             looks: BTreeSet::new(),
-            per_tunnel: BTreeMap::new(),
+            shares: BTreeMap::new(),
+            number: 0,
             live_changes: VecDeque::new(),
             evicted: VecDeque::new(),
         }
@@ -225,6 +245,12 @@ impl FlowTable {
             .filter_map(|(_, tuple)| self.flows.get_key_value(tuple))
     }
 
+    /// Entries of every tunnel's order.
+    #[cfg(test)]
+    pub(crate) fn entries(&self) -> usize {
+        self.shares.values().map(|share| share.order.len()).sum()
+    }
+
     /// How many looks are planned.
     #[cfg(test)]
     pub(crate) fn looks(&self) -> usize {
@@ -242,13 +268,13 @@ impl FlowTable {
     /// [`DropReason::FlowTableFull`] when the table or the tunnel's share of it is full.
     pub fn insert(&mut self, tuple: FiveTuple, mut flow: Flow) -> Result<&mut Flow, DropReason> {
         self.remove(&tuple);
-        if !self.has_room(flow.tunnel) {
-            self.evict(flow.tunnel);
-            if !self.has_room(flow.tunnel) {
+        if !self.has_room(flow.tunnel, flow.opener) {
+            self.evict(flow.tunnel, flow.opener);
+            if !self.has_room(flow.tunnel, flow.opener) {
                 return Err(DropReason::FlowTableFull);
             }
         }
-        self.enter(flow.tunnel);
+        flow.number = self.enter(flow.tunnel, flow.opener, tuple);
         flow.look = deadline(&self.limits, &tuple, &flow);
         self.looks.insert((flow.look, tuple));
         Ok(self.flows.entry(tuple).insert(flow).into_mut())
@@ -279,9 +305,12 @@ impl FlowTable {
         let Some(flow) = self.flows.get_mut(tuple) else {
             return;
         };
-        let old = std::mem::replace(&mut flow.tunnel, tunnel);
-        self.enter(tunnel);
-        self.leave(old);
+        let (old, opener) = (std::mem::replace(&mut flow.tunnel, tunnel), flow.opener);
+        let number = self.enter(tunnel, opener, *tuple);
+        if let Some(flow) = self.flows.get_mut(tuple) {
+            flow.number = number;
+        }
+        self.leave(old, opener);
     }
 
     /// Looks at up to `limit` flows from `cursor` on, and gives those that are `wanted`; `cursor` is `None` before the
@@ -311,7 +340,7 @@ impl FlowTable {
     pub fn remove(&mut self, tuple: &FiveTuple) -> Option<Flow> {
         let flow = self.flows.remove(tuple)?;
         self.looks.remove(&(flow.look, *tuple));
-        self.leave(flow.tunnel);
+        self.leave(flow.tunnel, flow.opener);
         Some(flow)
     }
 
@@ -346,24 +375,65 @@ impl FlowTable {
         self.live_changes.pop_front()
     }
 
-    fn has_room(&self, tunnel: TunnelId) -> bool {
-        let share = self.per_tunnel.get(&tunnel).copied().unwrap_or(0);
-        self.flows.len() < self.limits.total && share < self.limits.per_tunnel
+    fn has_room(&self, tunnel: TunnelId, opener: Opener) -> bool {
+        let (flows, by_peer) = match self.shares.get(&tunnel) {
+            Some(share) => (share.flows, share.by_peer),
+            None => (0, 0),
+        };
+        self.flows.len() < self.limits.total
+            && flows < self.limits.per_tunnel
+            && (opener == Opener::Local || by_peer < self.limits.by_peer)
     }
 
-    /// A TCP connection of the tunnel that saw its end makes room for a new one: those that end by the thousand stay for a
-    /// minute only to let the last segments pass. They are among the first to be looked at.
-    fn evict(&mut self, tunnel: TunnelId) {
+    /// Another flow of the tunnel makes room for a new one. What the peer opened gives way, also to what local workloads
+    /// open; what they opened does so only when it is over.
+    fn evict(&mut self, tunnel: TunnelId, opener: Opener) {
+        let found = match opener {
+            Opener::Local => self.ended(tunnel).or_else(|| self.dispensable(tunnel)),
+            Opener::Peer => self.dispensable(tunnel).or_else(|| self.ended(tunnel)),
+        };
+        if let Some(tuple) = found
+            && let Some(flow) = self.remove(&tuple)
+        {
+            self.evicted.push_back((tuple, flow.summary()));
+        }
+    }
+
+    /// A TCP connection of the tunnel that saw its end: those that end by the thousand stay for a minute only to let the
+    /// last segments pass. They are among the first to be looked at.
+    fn ended(&self, tunnel: TunnelId) -> Option<FiveTuple> {
         let is_over = |tuple: &FiveTuple| {
             let flow = self.flows.get(tuple);
             flow.is_some_and(|flow| flow.closing && flow.tunnel == tunnel)
         };
         let first = self.looks.iter().take(EVICTION_SEARCH);
-        if let Some(tuple) = first.map(|&(_, tuple)| tuple).find(is_over)
-            && let Some(flow) = self.remove(&tuple)
+        first.map(|&(_, tuple)| tuple).find(is_over)
+    }
+
+    /// A flow that the tunnel's peer opened: one that saw its end, or of some that did not the one that has been silent for
+    /// longest. Those that stay are asked again after all others. One that went too early is decided again at its next
+    /// packet, as after a restart.
+    fn dispensable(&mut self, tunnel: TunnelId) -> Option<FiveTuple> {
+        let share = self.shares.get_mut(&tunnel)?;
+        let mut silent: Option<(Instant, FiveTuple)> = None;
+        let mut asked = 0;
+        while asked < EVICTION_SEARCH.min(share.by_peer)
+            && let Some((number, tuple)) = share.order.pop_front()
         {
-            self.evicted.push_back((tuple, flow.summary()));
+            let flow = self.flows.get(&tuple);
+            let Some(flow) = flow.filter(|flow| is_entry(flow, number, tunnel)) else {
+                continue;
+            };
+            share.order.push_back((number, tuple));
+            asked += 1;
+            if flow.closing {
+                return Some(tuple);
+            }
+            if silent.is_none_or(|(last_seen, _)| flow.last_seen < last_seen) {
+                silent = Some((flow.last_seen, tuple));
+            }
         }
+        silent.map(|(_, tuple)| tuple)
     }
 
     /// The next flow that made room for another.
@@ -371,23 +441,47 @@ impl FlowTable {
         self.evicted.pop_front()
     }
 
-    fn enter(&mut self, tunnel: TunnelId) {
-        let share = self.per_tunnel.entry(tunnel).or_default();
-        *share += 1;
-        if *share == 1 {
+    /// Counts a flow, and gives the number of its entry.
+    fn enter(&mut self, tunnel: TunnelId, opener: Opener, tuple: FiveTuple) -> u32 {
+        self.number = self.number.wrapping_add(1);
+        let number = self.number;
+        let share = self.shares.entry(tunnel).or_default();
+        share.flows += 1;
+        if share.flows == 1 {
             self.live_changes.push_back((tunnel, true));
         }
+        if opener == Opener::Peer {
+            share.by_peer += 1;
+            if share.order.len() >= 2 * share.by_peer + EVICTION_SEARCH {
+                let is_there = |(number, tuple): &(u32, FiveTuple)| {
+                    let flow = self.flows.get(tuple);
+                    flow.is_some_and(|flow| is_entry(flow, *number, tunnel))
+                };
+                share.order.retain(is_there);
+            }
+            share.order.push_back((number, tuple));
+        }
+        number
     }
 
-    fn leave(&mut self, tunnel: TunnelId) {
-        if let Some(share) = self.per_tunnel.get_mut(&tunnel) {
-            *share = share.saturating_sub(1);
-            if *share == 0 {
-                self.per_tunnel.remove(&tunnel);
-                self.live_changes.push_back((tunnel, false));
-            }
+    fn leave(&mut self, tunnel: TunnelId, opener: Opener) {
+        let Some(share) = self.shares.get_mut(&tunnel) else {
+            return;
+        };
+        share.flows = share.flows.saturating_sub(1);
+        if opener == Opener::Peer {
+            share.by_peer = share.by_peer.saturating_sub(1);
+        }
+        if share.flows == 0 {
+            self.shares.remove(&tunnel);
+            self.live_changes.push_back((tunnel, false));
         }
     }
+}
+
+/// Whether an entry of a tunnel's order is this flow's.
+fn is_entry(flow: &Flow, number: u32, tunnel: TunnelId) -> bool {
+    flow.number == number && flow.tunnel == tunnel
 }
 
 fn deadline(limits: &FlowLimits, tuple: &FiveTuple, flow: &Flow) -> Instant {

@@ -384,16 +384,25 @@ fn a_flow_that_changes_its_tunnel_at_every_packet_costs_no_memory() {
     }
 }
 
-/// Room for four flows, two of a tunnel.
+/// Room for four flows, three of a tunnel, two of them opened by its peer.
 fn few_flows() -> EngineLimits {
     EngineLimits {
         flows: FlowLimits {
             total: 4,
-            per_tunnel: 2,
+            per_tunnel: 3,
+            by_peer: 2,
             ..FlowLimits::default()
         },
         ..EngineLimits::default()
     }
+}
+
+/// The peer's ports of all flows, in order.
+fn ports(rig: &Rig) -> Vec<u16> {
+    let tuples = rig.engine.flows().iter();
+    let mut ports: Vec<_> = tuples.map(|(tuple, _)| tuple.destination_port).collect();
+    ports.sort_unstable();
+    ports
 }
 
 #[test]
@@ -413,25 +422,66 @@ fn connections_that_ended_make_room_for_new_ones() {
 }
 
 #[test]
-fn a_tunnel_that_fills_its_share_leaves_the_others_theirs() {
+fn of_a_peers_flows_the_one_that_was_silent_for_longest_gives_way() {
+    let mut rig = rig_with("STRICT", few_flows());
+    let b = rig.b();
+    for port in [1, 2] {
+        assert!(rig.delivers(b, &tcp(B, A, [port, PORT], SYN)));
+        rig.now += Duration::from_millis(1);
+    }
+    assert!(rig.delivers(b, &tcp(B, A, [1, PORT], ACK)));
+    assert!(rig.delivers(b, &tcp(B, A, [3, PORT], SYN)));
+    assert_eq!(ports(&rig), [1, 3]);
+    let closed = std::iter::from_fn(|| rig.engine.poll_event())
+        .filter(|event| matches!(event, EngineEvent::FlowClosed { .. }));
+    assert_eq!(closed.count(), 1);
+    // It is decided again, whichever end goes on with it.
+    for packet in [tcp(B, A, [2, PORT], ACK), tcp(B, A, [1, PORT], ACK)] {
+        assert!(rig.delivers(b, &packet));
+    }
+    assert!(matches!(rig.out(&tcp(A, B, [PORT, 3], ACK)), Egress::Tunnel(id) if id == b));
+}
+
+#[test]
+fn what_a_peer_opens_takes_no_room_from_others() {
     let mut rig = rig_with("STRICT", few_flows());
     let (b, c) = (rig.b(), rig.c());
-    for port in 1..=2 {
-        assert!(rig.delivers(b, &tcp(B, A, [port, PORT], SYN)));
-    }
-    assert_eq!(
-        rig.in_reason(b, &tcp(B, A, [3, PORT], SYN)),
-        Some(DropReason::FlowTableFull)
-    );
-    assert_eq!(
-        rig.out_reason(&tcp(A, B, [4, PORT], SYN)),
-        Some(DropReason::FlowTableFull)
-    );
+    assert!(matches!(
+        rig.out(&tcp(A, B, [9, PORT], SYN)),
+        Egress::Tunnel(_)
+    ));
     assert!(rig.delivers(c, &tcp(C, A, [1, PORT], SYN)));
-    assert!(
-        rig.delivers(b, &tcp(B, A, [1, PORT], ACK)),
-        "old flows live"
-    );
+    for port in 1..=50 {
+        rig.now += Duration::from_millis(1);
+        assert!(rig.delivers(b, &tcp(B, A, [port, PORT], SYN)), "{port}");
+    }
+    assert_eq!(rig.engine.flows().len(), 4);
+    assert!(rig.delivers(c, &tcp(C, A, [1, PORT], ACK)));
+    assert!(rig.delivers(b, &tcp(B, A, [PORT, 9], ACK)), "a reply");
+    // What local workloads open goes before it, until they fill the tunnel themselves.
+    for port in [10, 11] {
+        assert!(matches!(
+            rig.out(&tcp(A, B, [port, PORT], SYN)),
+            Egress::Tunnel(_)
+        ));
+    }
+    let full = Some(DropReason::FlowTableFull);
+    assert_eq!(rig.out_reason(&tcp(A, B, [12, PORT], SYN)), full);
+    assert_eq!(rig.in_reason(b, &tcp(B, A, [51, PORT], SYN)), full);
+}
+
+#[test]
+fn opening_and_ending_flows_for_long_costs_no_memory() {
+    let mut rig = rig_with("STRICT", few_flows());
+    let b = rig.b();
+    for turn in 0..10_000 {
+        rig.now += FlowLimits::default().other_idle;
+        let keys = &mut rig.keys;
+        rig.engine.handle_timeout(rig.now, keys);
+        assert!(rig.delivers(b, &tcp(B, A, [turn, PORT], SYN)));
+        while rig.engine.poll_event().is_some() {}
+        assert!(rig.engine.flows().entries() <= 2 * 2 + 64);
+    }
 }
 
 #[test]
