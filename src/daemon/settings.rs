@@ -496,6 +496,6 @@ mod tests {
         let (one, three) = (settings.engine(1).flows, settings.engine(3).flows);
         assert_eq!((one.total, one.per_tunnel), (262_144, 65_536));
         assert_eq!((three.total, three.per_tunnel), (87_382, 65_536));
-        assert_eq!((one.by_peer, three.by_peer), (4_096, 4_096));
+        assert_eq!((one.by_peer, three.by_peer), (2_048, 2_048));
     }
 }

@@ -42,7 +42,7 @@ impl Default for FlowLimits {
         Self {
             total: 262_144,
             per_tunnel: 65_536,
-            by_peer: 4_096,
+            by_peer: 2_048,
             tcp_idle: Duration::from_secs(7_200),
             tcp_closing: Duration::from_secs(60),
             other_idle: Duration::from_secs(180),
@@ -213,6 +213,8 @@ struct Share {
 
 /// How many flows are asked whether they are over when there is no room.
 const EVICTION_SEARCH: usize = 64;
+/// How many of a peer's flows are asked; those that end by the thousand are the first.
+const ASKED: usize = 8;
 
 impl FlowTable {
     /// An empty table.
@@ -417,7 +419,7 @@ impl FlowTable {
         let share = self.shares.get_mut(&tunnel)?;
         let mut silent: Option<(Instant, FiveTuple)> = None;
         let mut asked = 0;
-        while asked < EVICTION_SEARCH.min(share.by_peer)
+        while asked < ASKED.min(share.by_peer)
             && let Some((number, tuple)) = share.order.pop_front()
         {
             let flow = self.flows.get(&tuple);
