@@ -96,6 +96,10 @@ pub(crate) struct World {
     paused: BTreeMap<usize, Vec<UnderlayDatagram>>,
     /// Underlay addresses that nothing reaches and nothing leaves.
     pub(crate) cut: Vec<IpAddr>,
+    /// How many datagrams a millisecond a node's link takes; more wait in its shard.
+    pub(crate) uplinks: BTreeMap<usize, usize>,
+    /// Which millisecond, and what the node sent in it.
+    sent: BTreeMap<usize, (u128, usize)>,
     clock: WallClock,
     ca: Authority,
     policy: Vec<Arc<SourceFile>>,
@@ -132,6 +136,8 @@ impl World {
             deliveries: BTreeMap::new(),
             paused: BTreeMap::new(),
             cut: Vec::new(),
+            uplinks: BTreeMap::new(),
+            sent: BTreeMap::new(),
             clock,
             ca: Authority::new(LIFE),
             policy: vec![Arc::new(SourceFile {
@@ -344,6 +350,7 @@ impl World {
         if self.paused.contains_key(&index) {
             return false;
         }
+        let room = self.room(index);
         let node = &mut self.nodes[index];
         while !node.held.is_empty() && node.shard.wants_device() {
             let mut frame = vec![0; VIRTIO_HEADER_LEN];
@@ -356,7 +363,11 @@ impl World {
         }
         let mut buffer = Vec::new();
         let mut sent = Vec::new();
-        while let Some(transmit) = node.shard.poll_transmit(now, 10, &mut buffer) {
+        while sent.len() < room
+            && let Some(transmit) =
+                node.shard
+                    .poll_transmit(now, (room - sent.len()).min(10), &mut buffer)
+        {
             let bytes = &buffer[..transmit.size];
             let size = transmit.segment_size.unwrap_or(transmit.size).max(1);
             // Who was dialled under another's address answers from it.
@@ -376,6 +387,9 @@ impl World {
             node.events.push(event);
         }
         moved |= !sent.is_empty() | self.hand_over(index);
+        if room != usize::MAX {
+            self.sent.entry(index).or_default().1 += sent.len();
+        }
         let receiver = self.deliveries.get(&index).copied().unwrap_or(index);
         for packet in delivered {
             self.nodes[receiver].stack.receive(&packet);
@@ -384,6 +398,28 @@ impl World {
             self.fly(from, to, data);
         }
         moved
+    }
+
+    /// How many datagrams a node may still send in this millisecond.
+    fn room(&mut self, index: usize) -> usize {
+        let Some(&uplink) = self.uplinks.get(&index) else {
+            return usize::MAX;
+        };
+        let millisecond = self.elapsed.as_millis();
+        let sent = self.sent.entry(index).or_default();
+        if sent.0 != millisecond {
+            *sent = (millisecond, 0);
+        }
+        uplink.saturating_sub(sent.1)
+    }
+
+    /// When a link that took all it can takes more.
+    fn next_room(&self) -> Option<Duration> {
+        let full = |(index, uplink): (&usize, &usize)| {
+            self.sent.get(index).is_some_and(|sent| sent.1 >= *uplink)
+        };
+        let next = Duration::from_millis(u64::try_from(self.elapsed.as_millis()).ok()? + 1);
+        self.uplinks.iter().any(full).then_some(next)
     }
 
     /// What a shard has for the others of its host.
@@ -459,6 +495,7 @@ impl World {
     fn next_event(&mut self) -> Option<Duration> {
         let (base, elapsed) = (self.base, self.elapsed);
         let flying = self.flying.peek().map(|Reverse(next)| next.at);
+        let room = self.next_room();
         let paused = &self.paused;
         let nodes = self.nodes.iter_mut().enumerate().flat_map(|(index, node)| {
             let runs = !paused.contains_key(&index);
@@ -469,6 +506,7 @@ impl World {
         nodes
             .flatten()
             .chain(flying)
+            .chain(room)
             .min()
             .map(|next| next.max(elapsed))
     }
