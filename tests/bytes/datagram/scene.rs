@@ -296,15 +296,16 @@ impl Scene {
         if offset == 0 {
             let ranges = vec![range];
             let since = self.now;
+            let (from, to) = mesh::ports(bytes, &seen);
+            let local = (seen.protocol, whole.1, to, whole.0, from);
             if matches!(seen.protocol, TCP | UDP) {
-                let (from, to) = mesh::ports(bytes, &seen);
-                let local = (seen.protocol, whole.1, to, whole.0, from);
                 let denied = to == DENIED_PORT && !self.begun.contains(&local);
                 assert!(
                     !denied || seen.protocol == TCP,
                     "a piece that policy denies"
                 );
             }
+            self.flows.insert(local);
             self.wholes.insert(whole, Delivered { since, ranges });
             return;
         }
@@ -327,7 +328,7 @@ impl Scene {
         let (seen, (source, destination)) = (sight(bytes), mesh::addresses(bytes));
         if matches!(sent, Egress::Tunnel(tunnel) if tunnel == self.tunnel) {
             assert!(is_local(source) && is_of_peer(destination));
-            if !seen.fragment {
+            if !seen.fragment || mesh::piece(bytes).1 == 0 {
                 let (from, to) = mesh::ports(bytes, &seen);
                 let local = (seen.protocol, source, from, destination, to);
                 self.flows.insert(local);
