@@ -86,7 +86,9 @@ fn reloads_under_load_let_nothing_out() {
                 .as_u64()
                 .unwrap()
         };
-        for round in 0..20 {
+        let reloads = std::env::var("IDENTUN_RELOADS");
+        let reloads: u64 = reloads.map_or(20, |count| count.parse().unwrap());
+        for round in 0..reloads {
             // The DestinationRule stays: what the client sends to the server must be encrypted under both.
             let policy = if round % 2 == 0 {
                 permissive()
@@ -101,7 +103,10 @@ fn reloads_under_load_let_nothing_out() {
         }
         delivered(&echo);
         control("client");
-        println!("20 reloads, {} must packets offered", blaster.offered());
+        println!(
+            "{reloads} reloads, {} must packets offered",
+            blaster.offered()
+        );
         blaster.stop();
         capture.stop().assert_no_plaintext();
         drop((server, client));
