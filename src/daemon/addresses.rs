@@ -18,6 +18,8 @@ const GRACE: Duration = Duration::from_secs(15);
 pub struct Addresses {
     /// When each was there last.
     seen: BTreeMap<IpAddr, Instant>,
+    /// Those that a configuration was last made for, in force or not.
+    tried: BTreeSet<IpAddr>,
 }
 
 impl Addresses {
@@ -26,6 +28,15 @@ impl Addresses {
         self.seen
             .extend(current.iter().map(|address| (*address, now)));
         self.seen.retain(|_, seen| *seen + GRACE > now);
+    }
+
+    /// Whether no configuration was made for those that count now; from here on one was. Files that are refused are not
+    /// read again for the same addresses.
+    pub fn is_news(&mut self) -> bool {
+        let own = self.own();
+        let is_news = !own.is_empty() && own != self.tried;
+        self.tried = own;
+        is_news
     }
 
     /// Those that count.
@@ -59,5 +70,20 @@ mod tests {
         assert_eq!(addresses.own(), set(&["10.0.0.1", "10.0.0.2", "fd00::1"]));
         addresses.note(&set(&[]), at(60));
         assert!(addresses.own().is_empty());
+    }
+
+    #[test]
+    fn the_same_addresses_are_news_once() {
+        #[expect(clippy::disallowed_methods, reason = "a test needs some instant")]
+        let now = Instant::now();
+        let mut addresses = Addresses::default();
+        assert!(!addresses.is_news());
+        addresses.note(&set(&["10.0.0.1"]), now);
+        assert!(addresses.is_news() && !addresses.is_news());
+        addresses.note(&set(&["10.0.0.2"]), now);
+        assert!(addresses.is_news() && !addresses.is_news());
+        // a host without addresses keeps what it has
+        addresses.note(&set(&[]), now + 2 * GRACE);
+        assert!(!addresses.is_news());
     }
 }

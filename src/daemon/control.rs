@@ -257,7 +257,11 @@ impl Control {
             return;
         }
         let own = self.own_addresses(now);
-        if own.is_empty() || own == active.compiled.host().underlay {
+        let is_news = {
+            let addresses = self.addresses.lock();
+            addresses.unwrap_or_else(PoisonError::into_inner).is_news()
+        };
+        if !is_news || own == active.compiled.host().underlay {
             return;
         }
         let list = |addresses: &BTreeSet<IpAddr>| {
