@@ -30,8 +30,8 @@ class Manager:
         self.kept = []  # name, descriptor
         self.lock = threading.Lock()
         self.ready = threading.Event()
-        self.ended = threading.Event()
-        self.running, self.wanted, self.deaths = None, False, 0
+        self.run = None  # the last one: process and the event of its end
+        self.wanted, self.deaths = False, 0
         threading.Thread(target=self.listen, daemon=True).start()
 
     def listen(self):
@@ -62,15 +62,14 @@ class Manager:
 
     def start(self):
         self.ready.clear()
-        self.ended.clear()
         self.wanted = True
         with self.lock:
             kept = list(self.kept)
             pid = os.fork()
             if pid == 0:
                 self.become(kept)
-        self.running = pid
-        threading.Thread(target=self.watch, args=(pid,), daemon=True).start()
+            run = self.run = (pid, threading.Event())
+        threading.Thread(target=self.watch, args=run, daemon=True).start()
 
     def become(self, kept):
         # the numbers from 3 on are where they are expected; first out of each other's way
@@ -85,24 +84,24 @@ class Manager:
             environment.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(kept)), LISTEN_FDNAMES=names)
         os.execvpe(self.command[0], self.command, environment)
 
-    def watch(self, pid):
+    def watch(self, pid, ended):
         _, status = os.waitpid(pid, 0)
-        self.running = None
-        self.ended.set()
-        if self.wanted and status != 0:
-            self.deaths += 1
-            if self.pause is not None:
-                time.sleep(self.pause)
-                if self.wanted:
-                    self.start()
+        died = self.wanted and status != 0
+        self.deaths += died
+        ended.set()
+        if died and self.pause is not None:
+            time.sleep(self.pause)
+            # who asked for another one meanwhile has it
+            if self.wanted and self.run[0] == pid:
+                self.start()
 
     def end(self, number):
         if number == signal.SIGTERM:
             self.wanted = False
-        pid = self.running
-        if pid:
+        pid, ended = self.run
+        if not ended.is_set():
             os.kill(pid, number)
-        if not self.ended.wait(60):
+        if not ended.wait(60):
             raise SystemExit("the service does not end")
         with self.lock:
             return " ".join(["ended"] + [name for name, _ in self.kept])
@@ -128,6 +127,6 @@ manager = Manager(sys.argv[1], sys.argv[2], sys.argv[3:])
 for line in sys.stdin:
     print(manager.obey(line.strip()), flush=True)
 manager.wanted = False
-if manager.running:
-    os.kill(manager.running, signal.SIGKILL)
-    manager.ended.wait(60)
+if manager.run and not manager.run[1].is_set():
+    os.kill(manager.run[0], signal.SIGKILL)
+    manager.run[1].wait(60)
