@@ -43,6 +43,10 @@ mod life;
 mod manager;
 #[path = "netns/mesh.rs"]
 mod mesh;
+#[path = "netns/moved.rs"]
+mod moved;
+#[path = "netns/names.rs"]
+mod names;
 #[path = "netns/offloads.rs"]
 mod offloads;
 #[path = "netns/outcomes.rs"]

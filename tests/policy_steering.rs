@@ -23,7 +23,7 @@ use identun::{
         settings::UnknownDestination,
     },
     registry::service::{Endpoints, Location, Resolution, ServiceEntry, Workload},
-    wire::FiveTuple,
+    wire::{DropReason, FiveTuple},
 };
 use mesh::{
     export, host, ip, map, mesh_policy, place, resource, rule, service, tcp, with_names, with_port,
@@ -348,6 +348,7 @@ proptest! {
     fn kernel_and_engine_agree(mesh in a_mesh()) {
         let compiled = compile(&mesh);
         let steering = compiled.steering();
+        // a local destination is captured where the same one elsewhere would be: tested by name below
         for tuple in packets().filter(|tuple| !compiled.is_local(tuple.destination)) {
             let wanted = !matches!(compiled.decide_egress(&tuple), EgressDecision::Plaintext { .. });
             let FiveTuple { source, destination, protocol, .. } = tuple;
@@ -403,6 +404,10 @@ proptest! {
                     prop_assert!(told.outcome == Outcome::Mtls || by_policy, "{} {}", tuple, told.code);
                     prop_assert_eq!(told.peer, Some(key.peer));
                     prop_assert_eq!(told.accepted, why.accepted.clone());
+                }
+                EgressDecision::Refuse { reason: DropReason::LeavesHost, .. } => {
+                    prop_assert_eq!((told.code, told.captured), (ReasonCode::SameHost, false));
+                    prop_assert!(compiled.is_local(tuple.destination));
                 }
                 EgressDecision::Refuse { reason, .. } => {
                     prop_assert!(matches!(told.outcome, Outcome::RefusedByClient | Outcome::RefusedByServer));
@@ -531,5 +536,42 @@ fn while_a_hosts_addresses_are_missing_its_workloads_send_and_take_no_plaintext(
         assert!(!matches!(decision, EgressDecision::Plaintext { .. }));
         let taken = steering.accepts_plaintext(into.source, into.destination, 6, Some(80));
         assert!(!taken, "{addresses:?}");
+    }
+}
+
+/// Two workloads of one host: what one sends to the other has no business outside, unless policy leaves it in plaintext
+/// wherever the other is.
+#[test]
+fn what_a_neighbour_is_sent_does_not_leave_the_host_where_a_stranger_would_get_it_in_a_tunnel() {
+    let names = ["one", "two"];
+    let neighbours = [1, 2].map(|n| workload("default", names[n - 1], &format!("10.0.0.{n}")));
+    let ids = names.map(|name| format!("spiffe://cluster.local/ns/default/sa/{name}"));
+    for (mode, is_captured) in [
+        (ClientMode::IstioMutual, true),
+        (ClientMode::Disable, false),
+    ] {
+        let listening = service("default", "two.local", &["80"], vec![neighbours[1].clone()]);
+        let resources = Resources {
+            mesh_policy: Some(mesh_policy(Mode::Strict)),
+            destination_rules: vec![rule("default", "r", "*.local", Some(mode))],
+            service_entries: vec![listening],
+            workloads: neighbours.to_vec(),
+            ..Resources::default()
+        };
+        let facts = host(&["10.0.0.1", "10.0.0.2"], &[&ids[0], &ids[1]]);
+        let compiled = mesh::compile(&resources, &MeshSettings::default(), facts).0;
+        let there = tcp("10.0.0.1", "10.0.0.2", 80);
+        let back = there.reversed();
+        let steering = compiled.steering();
+        let captured = steering.captures(there.source, there.destination, 6, Some(80));
+        assert_eq!(captured, is_captured, "{mode:?}");
+        // a reply of a STRICT address whose connection was forgotten
+        assert!(steering.peers.contains(&there.source));
+        for decision in [compiled.decide_egress(&there), compiled.decide_reply(&back)] {
+            let EgressDecision::Refuse { reason, .. } = decision else {
+                panic!("{decision:?}")
+            };
+            assert_eq!(reason, DropReason::LeavesHost);
+        }
     }
 }

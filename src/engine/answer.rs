@@ -130,6 +130,7 @@ impl AnswerKind {
             | DropReason::ForeignSource
             | DropReason::FragmentOverlap
             | DropReason::FragmentTimeout
+            | DropReason::LeavesHost // the host's address may be back in a moment
             | DropReason::LengthMismatch
             | DropReason::Loop
             | DropReason::Malformed

@@ -238,7 +238,8 @@ impl Compiled {
     /// A packet without port, or to a port that no service names, is decided for the destination address: if any
     /// service there goes through a tunnel so does the packet, else if any is refused so is the packet. A mesh workload
     /// that no service names gets a tunnel where `auto_mtls` and its mode allow, else what `unknown_destination` says.
-    /// What the registry does not know is plaintext, and so is traffic within this host.
+    /// What the registry does not know is plaintext. Traffic within this host is nobody's business; what is asked about
+    /// was captured on its way out of the host, and is refused.
     pub fn decide_egress(&self, tuple: &FiveTuple) -> EgressDecision {
         let Some(source) = self.registry().local_workload(tuple.source) else {
             return refuse(
@@ -247,7 +248,7 @@ impl Compiled {
             );
         };
         if self.is_local(tuple.destination) {
-            return pass(ReasonCode::SameHost.text());
+            return leaves_host();
         }
         let decided = self.decider.decide(
             source.into(),
@@ -285,7 +286,7 @@ impl Compiled {
             );
         };
         if self.is_local(tuple.destination) {
-            return pass(ReasonCode::SameHost.text());
+            return leaves_host();
         }
         let request = tuple.reversed();
         let server = self
@@ -448,6 +449,12 @@ fn authorized(server: ServerMode<'_>, authorization: Authorization<'_>) -> Ingre
         code: wire,
         why: why(Some(code), code.text()),
     }
+}
+
+fn leaves_host() -> EgressDecision {
+    let text =
+        "the destination is a workload of this host, but the packet was about to leave the host";
+    refuse(DropReason::LeavesHost, text)
 }
 
 fn pass(text: &str) -> EgressDecision {

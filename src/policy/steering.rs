@@ -41,7 +41,7 @@ pub struct Steering {
     pub refuse_port: BTreeSet<(IpNetwork, IpAddr, u16, u16)>,
     /// Source network, local address: no plaintext without ports. No two overlap.
     pub refuse_portless: BTreeSet<(IpNetwork, IpAddr)>,
-    /// Addresses of remote mesh workloads.
+    /// Addresses of mesh workloads.
     pub peers: BTreeSet<IpAddr>,
     /// Local ports that accept plaintext whatever policy says (protocol, port).
     pub exempt: BTreeSet<(u8, u16)>,

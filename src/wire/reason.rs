@@ -45,6 +45,9 @@ drop_reasons! {
     HandoverFull = "handover_full",
     /// The identity of the chosen endpoint is not in the accepted set (secure naming).
     IdentityNotAccepted = "identity_not_accepted",
+    /// Traffic between two workloads of this host that was about to leave it: the host's address is gone or the workload
+    /// has moved, a route is wrong, or an interface is missing in `workload_interfaces`.
+    LeavesHost = "leaves_host",
     /// A datagram whose length is not that of the IP packet in it.
     LengthMismatch = "length_mismatch",
     /// Our own tunnel packet came back out of the TUN.

@@ -2,6 +2,8 @@
 
 #[path = "hostile/cost.rs"]
 mod cost;
+#[path = "hostile/greedy.rs"]
+mod greedy;
 #[path = "hostile/kinds.rs"]
 mod kinds;
 #[path = "hostile/raw.rs"]

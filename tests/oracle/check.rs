@@ -133,7 +133,8 @@ fn egress(
         return Ok(());
     };
     let wanted = match (judged.client, &judged.dialled) {
-        (None, _) => "plaintext".to_owned(),
+        // asked about all the same: the packet was about to leave the host
+        (None, _) => format!("refused {:?}", Some(DropReason::LeavesHost)),
         (Some(code), Some((peer, gateway))) if code.outcome() == Outcome::Mtls => {
             format!("tunnel {} to {peer} at {gateway}", id(known, source))
         }

@@ -70,14 +70,14 @@ pub(crate) fn steering(decider: &mut Decider, host: &HostFacts) -> Steering {
     for &address in &captured {
         screen(decider, address, &mut steering);
     }
+    // Local ones too: the rules ask about what leaves this host, and a workload may have moved before we know of it.
     let workloads = decider.registry.workloads().iter();
     steering.peers = workloads
-        .filter(|workload| workload.mesh_capable && !workload.is_local)
+        .filter(|workload| workload.mesh_capable)
         .map(|workload| workload.address)
         .collect();
     let networks = decider.registry.networks();
     let addresses = decider.registry.addresses();
-    let addresses: Vec<_> = addresses.difference(&local).copied().collect();
     let mut unnamed = Vec::new();
     for class in classes(decider, &captured) {
         let networks = Networks::new(decider, &class, &networks);
@@ -172,7 +172,7 @@ impl<'a> Toward<'a> {
     fn steer(&mut self, address: IpAddr) {
         let all = self.ask(address, None);
         if all && !self.networks.captures_whole(address) {
-            let sources = self.class.sources_like(address);
+            let sources = self.sources(address);
             self.steering
                 .must_all
                 .extend(sources.map(|source| (source, address)));
@@ -181,7 +181,7 @@ impl<'a> Toward<'a> {
             let is_captured = self.ask(address, Some(port));
             let is_else = self.networks.captures(address, port, all);
             if is_captured && !is_else {
-                let sources = self.class.sources_like(address);
+                let sources = self.sources(address);
                 self.steering
                     .must
                     .extend(sources.flat_map(|source| elements(source, address, port)));
@@ -189,6 +189,12 @@ impl<'a> Toward<'a> {
                 self.except(address, port, is_else);
             }
         }
+    }
+
+    /// Who may send to `address`. Nobody's packets to itself leave the host.
+    fn sources(&self, address: IpAddr) -> impl Iterator<Item = IpAddr> + use<'a> {
+        let sources = self.class.sources_like(address);
+        sources.filter(move |source| *source != address)
     }
 
     /// Ports that are not decided as the address: those that a service names, and those that have a mode of their own.
@@ -215,7 +221,7 @@ impl<'a> Toward<'a> {
     fn except(&mut self, address: IpAddr, port: u16, is_captured: bool) {
         let is_peer = self.steering.peers.contains(&address);
         let strict = &self.strict;
-        let sources = self.class.sources_like(address);
+        let sources = self.sources(address);
         let held = sources.filter(|source| is_captured || is_peer && strict.contains(source));
         self.steering
             .plain
