@@ -9,6 +9,7 @@ pub mod conntrack_events;
 pub mod guard;
 pub mod handover;
 mod interfaces;
+pub mod memory;
 mod netlink;
 pub mod nftables;
 pub mod rights;

@@ -21,7 +21,7 @@ use tokio::{
 use crate::{
     daemon::{
         admin::{admin_router, metrics_router},
-        clock::unix_millis,
+        clock::{monotonic_now, unix_millis},
         control::Control,
         flowlog::feed,
         inherit,
@@ -30,7 +30,10 @@ use crate::{
         upkeep,
         watch::Watch,
     },
-    host::handover::{Handover, Part},
+    host::{
+        handover::{Handover, Part},
+        memory::Memory,
+    },
     io::Command,
     shard::Event,
     store::InstanceLock,
@@ -129,6 +132,7 @@ async fn live(control: &Arc<Control>, mut ended: oneshot::Receiver<()>) -> anyho
     upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // the first is over at once, and everything was installed just before
     upkeep.reset();
+    let mut memory = Memory::default();
     let mut watch = watch(control);
     let reason = loop {
         tokio::select! {
@@ -151,7 +155,10 @@ async fn live(control: &Arc<Control>, mut ended: oneshot::Receiver<()>) -> anyho
                     watch.watch(&control.wanted());
                 }
             }
-            _ = upkeep.tick() => upkeep::look(control).await,
+            _ = upkeep.tick() => {
+                memory.settle(monotonic_now());
+                upkeep::look(control).await;
+            }
             () = control.taken.notified() => upkeep::look(control).await,
             () = tick(watchdog.as_mut()) => answer_watchdog(control).await,
         }
