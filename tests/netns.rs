@@ -43,6 +43,8 @@ mod life;
 mod manager;
 #[path = "netns/mesh.rs"]
 mod mesh;
+#[path = "netns/mishaps.rs"]
+mod mishaps;
 #[path = "netns/moved.rs"]
 mod moved;
 #[path = "netns/names.rs"]

@@ -20,7 +20,7 @@ use identun::{
             Action, AuthorizationPolicy, AuthorizationRule, Clause, ClientMode, DestinationRule,
             PeerAuthentication, Placed, Policy, PortSelector, StringMatch, Target, Test,
         },
-        settings::UnknownDestination,
+        settings::{UnknownDestination, UnknownSource},
     },
     registry::service::{Endpoints, Location, Resolution, ServiceEntry, Workload},
     wire::{DropReason, FiveTuple},
@@ -315,12 +315,17 @@ prop_compose! {
 
 const LOCAL: [&str; 2] = ["10.0.0.1", "10.0.0.2"];
 
-fn compile((resources, settings): &(Resources, MeshSettings)) -> Compiled {
+fn compile(mesh: &(Resources, MeshSettings)) -> Compiled {
+    compile_at(mesh, &["10.0.0.1"])
+}
+
+/// The same on a host with these addresses.
+fn compile_at((resources, settings): &(Resources, MeshSettings), addresses: &[&str]) -> Compiled {
     let ids = [
         "spiffe://cluster.local/ns/ns/sa/w1",
         "spiffe://cluster.local/ns/other/sa/w2",
     ];
-    mesh::compile(resources, settings, host(&["10.0.0.1"], &ids)).0
+    mesh::compile(resources, settings, host(addresses, &ids)).0
 }
 
 /// Every kind of packet from every local workload to every address of the registry and some others.
@@ -354,6 +359,37 @@ proptest! {
             let FiveTuple { source, destination, protocol, .. } = tuple;
             let captured = steering.captures(source, destination, protocol, tuple.service_port());
             prop_assert_eq!(captured, wanted, "{}", tuple);
+        }
+    }
+
+    #[test]
+    fn an_address_of_no_workload_begins_in_plaintext_what_every_workload_of_the_host_may(
+        mesh in a_mesh(),
+        passes in prop::bool::weighted(0.2),
+    ) {
+        let (resources, mut settings) = mesh;
+        if passes {
+            settings.unknown_source = UnknownSource::Pass;
+        }
+        let stray = "10.0.0.77";
+        let compiled = compile_at(&(resources, settings), &["10.0.0.1", "10.0.0.2", stray]);
+        let workloads = LOCAL.map(ip).into_iter().filter(|source| compiled.is_local(*source));
+        let workloads: Vec<_> = workloads.collect();
+        for tuple in packets().filter(|tuple| !compiled.is_local(tuple.destination)) {
+            let FiveTuple { destination, protocol, .. } = tuple;
+            let may = |source: &IpAddr| {
+                let decision = compiled.decide_egress(&FiveTuple { source: *source, ..tuple });
+                matches!(decision, EgressDecision::Plaintext { .. })
+            };
+            let wanted = !passes && !workloads.iter().all(may);
+            let captured = compiled.steering().captures_stray(destination, protocol, tuple.service_port());
+            prop_assert_eq!(captured, wanted, "{}", tuple);
+            let told = compiled.explain(ip(stray), destination, protocol, tuple.service_port());
+            prop_assert_eq!(told.code == ReasonCode::UnknownSource, wanted, "{}", tuple);
+            prop_assert_eq!(told.captured, wanted);
+            let decision = compiled.decide_egress(&FiveTuple { source: ip(stray), ..tuple });
+            let is_refused = matches!(decision, EgressDecision::Refuse { reason: DropReason::UnknownSource, .. });
+            prop_assert!(is_refused, "{:?}", decision);
         }
     }
 
@@ -479,7 +515,8 @@ fn a_service_that_is_captured_as_a_whole_needs_one_element() {
             steering.plain.len(),
         )
     };
-    assert_eq!(sizes(&resources), (2000, 0, 0));
+    // one for the workload, and one for what else the host sends from, which may send to the workload no more than strangers
+    assert_eq!(sizes(&resources), (2 * 2000 + 1, 0, 0));
     // one exception is one more, for each protocol
     let exception = with_port(
         rule("ns", "r", "many7.local", None),
@@ -487,7 +524,7 @@ fn a_service_that_is_captured_as_a_whole_needs_one_element() {
         Some(ClientMode::Disable),
     );
     resources.destination_rules.push(exception);
-    assert_eq!(sizes(&resources), (2000, 0, 3));
+    assert_eq!(sizes(&resources), (2 * 2000 + 1, 0, 2 * 3));
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::{
     host::HostSettings,
     policy::{
         MeshSettings, Mode,
-        settings::{L7, UnknownDestination},
+        settings::{L7, UnknownDestination, UnknownSource},
     },
     registry::key::TUNNEL_PORT,
     spiffe::TrustDomain,
@@ -48,6 +48,8 @@ pub struct Settings {
     pub auto_mtls: bool,
     /// Packets for addresses of mesh hosts that no service explains.
     pub unknown_destination: UnknownDestination,
+    /// Packets that this host sends from an address that no workload has.
+    pub unknown_source: UnknownSource,
     /// AuthorizationPolicies that speak of requests.
     pub l7: L7,
     /// A peer of the own trust domain is told which policy and rule refuse its flow.
@@ -112,6 +114,7 @@ impl Default for Settings {
             default_mode: Mode::Permissive,
             auto_mtls: true,
             unknown_destination: UnknownDestination::Drop,
+            unknown_source: UnknownSource::Drop,
             l7: L7::Reject,
             reveal_reasons: true,
             congestion: Congestion::Bounded,
@@ -161,6 +164,7 @@ impl Settings {
             default_mode: self.default_mode,
             auto_mtls: self.auto_mtls,
             unknown_destination: self.unknown_destination,
+            unknown_source: self.unknown_source,
             l7: self.l7,
         }
     }

@@ -244,7 +244,7 @@ impl Compiled {
         let Some(source) = self.registry().local_workload(tuple.source) else {
             return refuse(
                 DropReason::UnknownSource,
-                "the source address belongs to no local workload",
+                "the source address belongs to no workload of this host (setting `unknown_source`)",
             );
         };
         if self.is_local(tuple.destination) {

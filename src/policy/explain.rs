@@ -138,6 +138,10 @@ impl Compiled {
                             .refuses_plaintext(endpoint, destination, source, port);
                     refusal.is_none()
                 });
+        if judged.code == ReasonCode::UnknownSource {
+            explanation.captured = true;
+            explanation.drop_reason = Some(DropReason::UnknownSource);
+        }
         if let Some(decided) = &judged.decided {
             explanation.captured = self.is_local(source) && decided.verdict.is_captured();
             explanation.accepted = self.decider.accepted(decided).into_iter().collect();
@@ -161,6 +165,11 @@ impl Compiled {
         let mut judged = Judged::new(sender);
         if self.is_local(source) && self.is_local(address) {
             judged.endpoint = self.endpoint_at(address);
+            return judged;
+        }
+        if self.is_stray(question) {
+            judged.endpoint = self.endpoint_at(address);
+            judged.code = ReasonCode::UnknownSource;
             return judged;
         }
         judged.exempt = self.is_local(address)
@@ -191,6 +200,21 @@ impl Compiled {
             Outcome::RefusedByClient | Outcome::RefusedByServer => {}
         }
         judged
+    }
+
+    /// A flow that the host may not begin from that address, which is its own and no workload's.
+    fn is_stray(&self, question: &Question) -> bool {
+        let &Question {
+            source,
+            destination,
+            protocol,
+            port,
+        } = question;
+        let steering = self.steering();
+        self.host().underlay.contains(&source)
+            && !steering.speakers.contains(&source)
+            && !self.is_local(destination)
+            && steering.captures_stray(destination, protocol, port)
     }
 
     /// Who answers at an address where no client of the mesh asks.

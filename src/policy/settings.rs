@@ -38,6 +38,18 @@ pub enum UnknownDestination {
     Pass,
 }
 
+/// What happens to packets that this host sends from an address of its own that no workload has, where its workloads would
+/// have to encrypt.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnknownSource {
+    /// They are refused: whoever gives the host another address must not switch encryption off.
+    #[default]
+    Drop,
+    /// They pass as plaintext.
+    Pass,
+}
+
 /// What becomes of AuthorizationPolicies that speak of requests (layer 7), which packets do not show.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -67,6 +79,8 @@ pub struct MeshSettings {
     pub auto_mtls: bool,
     /// What happens to packets for a mesh workload's port that no service names.
     pub unknown_destination: UnknownDestination,
+    /// What happens to packets from an own address that no workload has.
+    pub unknown_source: UnknownSource,
     /// What becomes of AuthorizationPolicies that speak of requests.
     pub l7: L7,
 }
@@ -87,6 +101,7 @@ impl Default for MeshSettings {
             default_mode: Mode::Permissive,
             auto_mtls: true,
             unknown_destination: UnknownDestination::Drop,
+            unknown_source: UnknownSource::Drop,
             l7: L7::Reject,
         }
     }

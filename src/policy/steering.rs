@@ -1,9 +1,18 @@
 //! What the kernel must do for the compiled policy: the elements of the nft sets (ruleset.md). A pure value; `host`
 //! renders it.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use ipnetwork::IpNetwork;
+
+/// Stands in for every source that is this host's and in no `speakers`, in sets where a source stands.
+pub const ANY: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+];
 
 /// (source, destination, protocol, destination port).
 pub type PortRule = (IpAddr, IpAddr, u8, u16);
@@ -47,6 +56,9 @@ pub struct Steering {
     pub exempt: BTreeSet<(u8, u16)>,
     /// Addresses of local workloads (those captured and spoken for).
     pub local: BTreeSet<IpAddr>,
+    /// Addresses that packets are captured from: those of local workloads, and those of workloads that this host has the
+    /// key of. What the host sends from another address is looked up under [`ANY`] when it begins a flow.
+    pub speakers: BTreeSet<IpAddr>,
 }
 
 impl Steering {
@@ -82,6 +94,13 @@ impl Steering {
         let mut networks = self.must_all_net.iter();
         self.must_all.contains(&(source, destination))
             || networks.any(|(from, network)| *from == source && network.contains(destination))
+    }
+
+    /// The same for a packet that begins a flow and comes from an own address that is not among `speakers`.
+    pub fn captures_stray(&self, destination: IpAddr, protocol: u8, port: Option<u16>) -> bool {
+        let like = |any: &IpAddr| any.is_ipv4() == destination.is_ipv4();
+        let mut any = ANY.into_iter().filter(like);
+        any.any(|any| self.captures(any, destination, protocol, port))
     }
 
     /// The sets' own answer for a plaintext packet from elsewhere to a local workload, in the kernel's lookup order:
@@ -131,6 +150,7 @@ impl Steering {
             peers: only(&self.peers, &other.peers),
             exempt: only(&self.exempt, &other.exempt),
             local: only(&self.local, &other.local),
+            speakers: only(&self.speakers, &other.speakers),
         }
     }
 }

@@ -141,12 +141,13 @@ fn a_large_mesh_is_installed_and_one_changed_rule_is_a_small_change() {
                 .update(old.steering(), new.steering())
                 .unwrap();
             let prefix = "element inet idt-host";
-            let mut expected = vec![format!(
-                "delete {prefix} must_all4 {{ 10.77.0.1 . 11.0.0.7 }}"
-            )];
+            let mut expected = vec![
+                format!("delete {prefix} must_all4 {{ 10.77.0.1 . 11.0.0.7 }}"),
+                format!("delete {prefix} stray_all4 {{ 11.0.0.7 }}"),
+            ];
             for protocol in ["tcp", "udp", "sctp"] {
-                let exception = format!("10.77.0.1 . 11.0.0.7 . {protocol} . 80");
-                expected.push(format!("add {prefix} plain4 {{ {exception} }}"));
+                let exception = format!("11.0.0.7 . {protocol} . 80");
+                expected.push(format!("add {prefix} plain4 {{ 10.77.0.1 . {exception} }}"));
             }
             let [change] = &mut *monitor.transactions() else {
                 panic!("not one transaction")
@@ -166,7 +167,7 @@ fn a_large_mesh_is_installed_and_one_changed_rule_is_a_small_change() {
             let [change] = &*monitor.transactions() else {
                 panic!("not one transaction")
             };
-            assert_eq!(change.len(), 4, "{change:?}");
+            assert_eq!(change.len(), 5, "{change:?}");
             assert_eq!(["must_all4", "plain4"].map(count), [3000, 0]);
         },
     );

@@ -167,7 +167,10 @@ fn two_hundred_connections_notice_no_upgrade() {
             let before = descriptors(pids.0);
             upgrade(&rig, "client");
             upgrade(&rig, "client");
-            assert_eq!(descriptors(pids.0), before, "descriptors pile up");
+            // one may be open for a moment; those that pile up stay
+            wait_for("as many descriptors as before", || {
+                descriptors(pids.0) <= before
+            });
             drop((server, client));
         },
     );

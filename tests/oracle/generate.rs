@@ -12,8 +12,9 @@ use std::{
 
 use identun::{
     policy::{
-        HostFacts, MeshSettings, Mode, Question, Resources, document::Labels,
-        settings::UnknownDestination,
+        HostFacts, MeshSettings, Mode, Question, Resources,
+        document::Labels,
+        settings::{UnknownDestination, UnknownSource},
     },
     registry::{
         Place, ResourceName,
@@ -304,6 +305,9 @@ fn facts(choices: &mut Choices<'_>, hosts: &[Host], resources: &Resources) -> Ho
     }
     let mut identities = BTreeSet::new();
     for host in hosts.iter().filter(|host| host.is_ours) {
+        if choices.chance(60) {
+            underlay.insert(host.address);
+        }
         if let Some(account) = &host.account {
             let id = format!("spiffe://cluster.local/ns/{}/sa/{account}", host.namespace);
             identities.insert(id.parse().unwrap());
@@ -331,6 +335,9 @@ fn settings(choices: &mut Choices<'_>) -> MeshSettings {
     if choices.chance(50) {
         settings.unknown_destination = UnknownDestination::Pass;
     }
+    if choices.chance(25) {
+        settings.unknown_source = UnknownSource::Pass;
+    }
     if choices.chance(60) {
         let aliases = choices.some(ALIASES);
         settings.trust_domain_aliases = aliases.iter().map(|name| name.parse().unwrap()).collect();
@@ -345,7 +352,9 @@ fn question(choices: &mut Choices<'_>, mesh: &Mesh, hosts: &[Host]) -> Question 
             (host.account.is_some() || host.labels.contains_key(TLS_MODE))
                 && !(is_from_outside && host.is_ours)
         }),
-        13..17 => among(choices, hosts, |host| !is_from_outside || !host.is_ours),
+        13..14 => among(choices, hosts, |host| !is_from_outside || !host.is_ours),
+        14..17 if !is_from_outside => parse(&OURS),
+        14..17 => among(choices, hosts, |host| !host.is_ours),
         17..19 => parse(choices.pick(ELSEWHERE)),
         _ => parse(choices.pick(SERVICE_ADDRESSES)),
     };

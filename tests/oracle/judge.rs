@@ -10,7 +10,7 @@ use identun::{
         HostFacts, MeshSettings, Mode, Question, ReasonCode, Resources,
         compiled::outcome::Outcome,
         document::{ClientMode, ClientTls},
-        settings::UnknownDestination,
+        settings::{UnknownDestination, UnknownSource},
     },
     registry::{ResourceName, service::Location},
     spiffe::SpiffeId,
@@ -81,6 +81,16 @@ impl Known<'_> {
                 authorization: None,
             };
         }
+        if self.is_stray(question) {
+            return Judged {
+                code: ReasonCode::UnknownSource,
+                client: None,
+                dialled: None,
+                rule: None,
+                mode: None,
+                authorization: None,
+            };
+        }
         let sender = self
             .host(question.source)
             .or_else(|| self.local(question.source));
@@ -107,6 +117,33 @@ impl Known<'_> {
             rule: side.rule,
             mode: server.and_then(|server| self.mode(server, question.destination, question.port)),
         }
+    }
+
+    /// The host itself speaks, from an address that none of its workloads has, and to where one of those that are the
+    /// host itself would encrypt or be refused.
+    fn is_stray(&self, question: &Question) -> bool {
+        let own = |address| self.facts.underlay.contains(&address);
+        let is_speaker = self.host(question.source).is_some_and(|host| host.is_held)
+            || self.local(question.source).is_some();
+        if self.mesh.unknown_source == UnknownSource::Pass
+            || !own(question.source)
+            || is_speaker
+            || self.local(question.destination).is_some()
+        {
+            return false;
+        }
+        let addresses = self.hosts.iter().map(|host| host.address);
+        let addresses = addresses.chain(self.facts.underlay.iter().copied());
+        let mut clients = addresses.filter_map(|address| {
+            let held = self.host(address).filter(|host| host.is_held);
+            let client = held.or_else(|| self.local(address))?;
+            (own(address) || client.address == address && client.gateway.ip() == address)
+                .then_some(client)
+        });
+        clients.any(|client| {
+            let outcome = self.client(client, question).code.outcome();
+            outcome != Outcome::Plaintext
+        })
     }
 
     /// What the destination's host makes of it.

@@ -23,6 +23,8 @@ pub(crate) struct Host {
     pub(crate) account: Option<Arc<str>>,
     pub(crate) gateway: SocketAddr,
     pub(crate) in_mesh: bool,
+    /// This host has the key of its identity.
+    pub(crate) is_held: bool,
     pub(crate) is_local: bool,
 }
 
@@ -98,9 +100,10 @@ impl<'r> Known<'r> {
             account: main.service_account.clone(),
             gateway: written.clone().find(|one| *one != own).unwrap_or(own),
             in_mesh: same.iter().any(|one| one.mesh_capable),
+            is_held: false,
             is_local: false,
         };
-        let held = host
+        host.is_held = host
             .principal(self.mesh.trust_domain.as_str())
             .is_some_and(|name| {
                 let held = self.facts.identities.iter();
@@ -108,7 +111,7 @@ impl<'r> Known<'r> {
                     .any(|id| id == format!("spiffe://{name}"))
             });
         let here = |address| self.facts.underlay.contains(&address);
-        host.is_local = held && (here(host.gateway.ip()) || here(host.address));
+        host.is_local = host.is_held && (here(host.gateway.ip()) || here(host.address));
         host
     }
 

@@ -226,6 +226,9 @@ fn settings(mesh: &Mesh) -> Vec<Mesh> {
     if mesh.mesh.unknown_destination != plain.unknown_destination {
         offer(&|settings, _| settings.unknown_destination = plain.unknown_destination);
     }
+    if mesh.mesh.unknown_source != plain.unknown_source {
+        offer(&|settings, _| settings.unknown_source = plain.unknown_source);
+    }
     if !mesh.mesh.trust_domain_aliases.is_empty() {
         offer(&|settings, _| drop(settings.trust_domain_aliases.pop()));
     }

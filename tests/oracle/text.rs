@@ -35,7 +35,7 @@ pub(crate) fn story(mesh: &Mesh, question: &Question) -> String {
     let list = |items: Vec<String>| items.join(", ");
     let facts = &mesh.facts;
     format!(
-        "{}\n# settings: root_namespace {}, default_mode {}, auto_mtls {}, unknown_destination {:?}, aliases [{}]\n\
+        "{}\n# settings: root_namespace {}, default_mode {}, auto_mtls {}, unknown_destination {:?}, unknown_source {:?}, aliases [{}]\n\
          # host: addresses [{}], keys of [{}], exempt {:?}\n\
          # flow: {source} -> {destination}, protocol {protocol}, port {port}\n",
         yaml(&mesh.resources),
@@ -43,6 +43,7 @@ pub(crate) fn story(mesh: &Mesh, question: &Question) -> String {
         settings.default_mode,
         settings.auto_mtls,
         settings.unknown_destination,
+        settings.unknown_source,
         list(
             settings
                 .trust_domain_aliases

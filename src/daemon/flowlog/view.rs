@@ -19,7 +19,7 @@ use crate::{
     policy::{
         Compiled, HostFacts, MeshSettings, Mode, Question,
         compare::{Side, name_of},
-        settings::{L7, UnknownDestination},
+        settings::{L7, UnknownDestination, UnknownSource},
     },
     spiffe::{SpiffeId, TrustDomain},
     wire::flow::protocol,
@@ -165,6 +165,8 @@ pub struct MeshView {
     default_mode: Mode,
     auto_mtls: bool,
     unknown_destination: UnknownDestination,
+    #[serde(default)]
+    unknown_source: UnknownSource,
     l7: L7,
 }
 
@@ -179,6 +181,7 @@ impl From<&MeshSettings> for MeshView {
             default_mode: mesh.default_mode,
             auto_mtls: mesh.auto_mtls,
             unknown_destination: mesh.unknown_destination,
+            unknown_source: mesh.unknown_source,
             l7: mesh.l7,
         }
     }
@@ -195,6 +198,7 @@ impl From<MeshView> for MeshSettings {
             default_mode: view.default_mode,
             auto_mtls: view.auto_mtls,
             unknown_destination: view.unknown_destination,
+            unknown_source: view.unknown_source,
             l7: view.l7,
         }
     }

@@ -8,7 +8,10 @@ use std::{
 use ipnetwork::IpNetwork;
 use serde_json::Value;
 
-use crate::{host::nftables::ELEMENTS_PER_STATEMENT, policy::Steering};
+use crate::{
+    host::nftables::ELEMENTS_PER_STATEMENT,
+    policy::{Steering, steering},
+};
 
 /// Set name to elements, each in nft's own notation (`10.0.0.1 . 10.0.0.2 . 6 . 80`; protocols as numbers).
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -20,6 +23,11 @@ impl Elements {
         let mut elements = Self::default();
         elements.toward(steering);
         elements.screens(steering);
+        let speakers = steering.speakers.iter();
+        elements.fill(
+            "speaker",
+            speakers.map(|address| (*address, address.to_string())),
+        );
         let peers = steering.peers.iter();
         elements.fill("peer", peers.map(|address| (*address, address.to_string())));
         let exempt = steering.exempt.iter();
@@ -31,29 +39,32 @@ impl Elements {
         elements
     }
 
-    /// Where local workloads send to.
+    /// Where local workloads send to, and where the host may not from its other addresses.
     fn toward(&mut self, steering: &Steering) {
-        for (set, rules) in [("must", &steering.must), ("plain", &steering.plain)] {
+        for (set, stray, rules) in [
+            ("must", "stray", &steering.must),
+            ("plain", "stray_plain", &steering.plain),
+        ] {
             let pairs = rules.iter().map(|(source, destination, protocol, port)| {
                 (*source, *destination, format!(" . {protocol} . {port}"))
             });
-            self.pairs(set, pairs);
+            self.pairs((set, stray), pairs);
         }
         let pairs = steering.must_all.iter();
         let pairs = pairs.map(|(source, destination)| (*source, *destination, String::new()));
-        self.pairs("must_all", pairs);
-        for (set, networks) in [
-            ("must_net", &steering.must_net),
-            ("plain_net", &steering.plain_net),
+        self.pairs(("must_all", "stray_all"), pairs);
+        for (set, stray, networks) in [
+            ("must_net", "stray_net", &steering.must_net),
+            ("plain_net", "stray_plain_net", &steering.plain_net),
         ] {
             let networks = networks.iter().map(|(source, network, protocol, port)| {
                 ((*source, format!(" . {protocol} . {port}")), *network)
             });
-            self.networks(set, networks);
+            self.networks((set, stray), networks);
         }
         let networks = steering.must_all_net.iter();
         let networks = networks.map(|(source, network)| ((*source, String::new()), *network));
-        self.networks("must_all_net", networks);
+        self.networks(("must_all_net", "stray_all_net"), networks);
     }
 
     /// What reaches local workloads.
@@ -128,20 +139,32 @@ impl Elements {
     }
 
     /// Source, destination and the rest of the element.
-    fn pairs(&mut self, set: &str, pairs: impl Iterator<Item = (IpAddr, IpAddr, String)>) {
+    fn pairs(&mut self, sets: (&str, &str), pairs: impl Iterator<Item = (IpAddr, IpAddr, String)>) {
         // no packet has addresses of two families
         let pairs = pairs.filter(|(source, to, _)| source.is_ipv4() == to.is_ipv4());
-        self.fill(
-            set,
-            pairs.map(|(source, to, rest)| (source, format!("{source} . {to}{rest}"))),
+        self.from(
+            sets,
+            pairs.map(|(source, to, rest)| (source, format!("{to}{rest}"))),
         );
+    }
+
+    /// Elements of the sets of the first name, behind their source; for any source without it in those of the second.
+    fn from(&mut self, sets: (&str, &str), elements: impl Iterator<Item = (IpAddr, String)>) {
+        let is_stray = |(source, _): &(IpAddr, String)| steering::ANY.contains(source);
+        let (strays, sources): (Vec<_>, Vec<_>) = elements.partition(is_stray);
+        let sources = sources.into_iter();
+        self.fill(
+            sets.0,
+            sources.map(|(source, rest)| (source, format!("{source} . {rest}"))),
+        );
+        self.fill(sets.1, strays.into_iter());
     }
 
     /// Networks by (source, rest of the element). The kernel refuses intervals that overlap in one set, and a network
     /// inside another one says nothing more: only the outermost are rendered.
     fn networks(
         &mut self,
-        set: &str,
+        sets: (&str, &str),
         networks: impl Iterator<Item = ((IpAddr, String), IpNetwork)>,
     ) {
         let mut by_key: BTreeMap<_, BTreeSet<(u8, IpAddr)>> = BTreeMap::new();
@@ -160,11 +183,11 @@ impl Elements {
                 let wider = |shorter| networks.contains(&(shorter, start(*first, shorter)));
                 if !(0..*length).any(wider) {
                     let network = prefix(*first, *length);
-                    outermost.push((source, format!("{source} . {network}{rest}")));
+                    outermost.push((source, format!("{network}{rest}")));
                 }
             }
         }
-        self.fill(set, outermost.into_iter());
+        self.from(sets, outermost.into_iter());
     }
 
     /// Elements of the two sets of this name, each with an address that tells which.
@@ -224,6 +247,22 @@ pub(super) fn specifications() -> Vec<(String, String)> {
             &format!("{ip} . {port}"),
         );
         declare(format!("strict_all{family}"), ip);
+        declare(format!("speaker{family}"), ip);
+        declare(format!("stray{family}"), &format!("{ip} . {port}"));
+        declare(
+            format!("stray_net{family}"),
+            &format!("{ip} . {port}; flags interval"),
+        );
+        declare(format!("stray_plain{family}"), &format!("{ip} . {port}"));
+        declare(
+            format!("stray_plain_net{family}"),
+            &format!("{ip} . {port}; flags interval"),
+        );
+        declare(format!("stray_all{family}"), ip);
+        declare(
+            format!("stray_all_net{family}"),
+            &format!("{ip}; flags interval"),
+        );
         declare(format!("peer{family}"), ip);
         declare(
             format!("refuse_port{family}"),

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use super::at;
 use crate::{
-    policy::{Diagnostic, HostFacts, compiled::decide::Decider, diagnostic::codes},
+    policy::{
+        Diagnostic, HostFacts, compiled::decide::Decider, diagnostic::codes,
+        settings::UnknownSource,
+    },
     registry::{
         index::{RegisteredWorkload, Service, single_address},
         service::Location,
@@ -126,13 +129,21 @@ fn identities_without_workload(decider: &Decider, host: &HostFacts) -> Vec<Diagn
 
 /// Policy protects workloads; an address of the host that none has is outside of it.
 fn addresses_without_workload(decider: &Decider, host: &HostFacts) -> Vec<Diagnostic> {
+    let is_host_asked = host
+        .underlay
+        .iter()
+        .any(|address| decider.registry.local_workload(*address).is_some());
+    let sends = match decider.mesh.unknown_source {
+        UnknownSource::Drop if is_host_asked => {
+            "it accepts plaintext, and may not begin what the host's workloads must encrypt"
+        }
+        UnknownSource::Drop | UnknownSource::Pass => "it speaks and accepts plaintext",
+    };
     let bare = |address: &&IpAddr| {
         !is_host_only(**address) && decider.registry.local_workload(**address).is_none()
     };
     let finding = |address| {
-        let message = format!(
-            "the local address `{address}` belongs to no workload: it speaks and accepts plaintext"
-        );
+        let message = format!("the local address `{address}` belongs to no workload: {sends}");
         Diagnostic::new(&codes::ADDRESS_WITHOUT_WORKLOAD, message)
     };
     host.underlay.iter().filter(bare).map(finding).collect()

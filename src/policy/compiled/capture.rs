@@ -15,7 +15,8 @@ use crate::{
             rules::Client,
             trace::Silent,
         },
-        steering::PortRule,
+        settings::UnknownSource,
+        steering::{ANY, PortRule},
     },
     registry::index::RegisteredWorkload,
     spiffe::SpiffeId,
@@ -31,19 +32,20 @@ use screen::Screen;
 
 const PROTOCOLS: [u8; 3] = [TCP, UDP, SCTP];
 
+/// A client's namespace and labels.
+type Kind = (Arc<str>, BTreeMap<Arc<str>, Arc<str>>);
+
 /// Local sources that are decided alike: lookup knows a client by namespace and labels only.
 struct Class {
-    namespace: Arc<str>,
-    labels: BTreeMap<Arc<str>, Arc<str>>,
+    /// One; for sources that no workload has, all whose workloads are the host itself: the strictest has the say.
+    clients: BTreeSet<Kind>,
     sources: Vec<IpAddr>,
 }
 
 impl Class {
-    const fn client(&self) -> Client<'_> {
-        Client {
-            namespace: &self.namespace,
-            labels: &self.labels,
-        }
+    fn clients(&self) -> impl Iterator<Item = Client<'_>> {
+        let clients = self.clients.iter();
+        clients.map(|(namespace, labels)| Client { namespace, labels })
     }
 
     /// The sources that can send to an address like this one.
@@ -79,7 +81,9 @@ pub(crate) fn steering(decider: &mut Decider, host: &HostFacts) -> Steering {
     let networks = decider.registry.networks();
     let addresses = decider.registry.addresses();
     let mut unnamed = Vec::new();
-    for class in classes(decider, &captured) {
+    let mut classes = classes(decider, &captured);
+    classes.extend(strays(decider, host, &captured));
+    for class in classes {
         let networks = Networks::new(decider, &class, &networks);
         networks.steer(&class, &mut steering);
         let mut toward = Toward::new(decider, &class, &networks, &mut steering);
@@ -92,7 +96,29 @@ pub(crate) fn steering(decider: &mut Decider, host: &HostFacts) -> Steering {
         decider.registry.add_owner(&peer, address, gateway);
     }
     steering.local = local;
+    steering.speakers = captured;
     steering
+}
+
+/// Sources that are the host's own and no workload's, where the host itself is a workload.
+fn strays(decider: &Decider, host: &HostFacts, captured: &BTreeSet<IpAddr>) -> Option<Class> {
+    if decider.mesh.unknown_source == UnknownSource::Pass {
+        return None;
+    }
+    let own = |address: &&IpAddr| {
+        let workload = decider.registry.workload(**address);
+        let is_gateway = workload.is_some_and(|workload| workload.gateway.ip() == workload.address);
+        is_gateway || host.underlay.contains(*address)
+    };
+    let workloads = captured.iter().filter(own);
+    let workloads = workloads.filter_map(|address| captured_workload(decider, *address));
+    let clients: BTreeSet<Kind> = workloads
+        .map(|workload| (Arc::clone(&workload.namespace), workload.labels.clone()))
+        .collect();
+    (!clients.is_empty()).then(|| Class {
+        clients,
+        sources: ANY.to_vec(),
+    })
 }
 
 /// The server's side of one local address.
@@ -127,9 +153,8 @@ fn classes(decider: &Decider, captured: &BTreeSet<IpAddr>) -> Vec<Class> {
             classes.entry(key).or_default().push(source);
         }
     }
-    let class = |((namespace, labels), sources)| Class {
-        namespace,
-        labels,
+    let class = |(client, sources)| Class {
+        clients: [client].into(),
         sources,
     };
     classes.into_iter().map(class).collect()
@@ -202,16 +227,18 @@ impl<'a> Toward<'a> {
         let Decider {
             registry, modes, ..
         } = self.decider;
-        let namespace = &self.class.namespace;
-        let mut ports = registry.ports_at(namespace, address);
-        let services = registry.services_at(namespace, address);
-        let endpoints = services.filter_map(|service| self.decider.endpoint(service, address));
-        let own = registry.workload(address).into_iter();
-        for endpoint in own
-            .chain(endpoints)
-            .filter(|endpoint| endpoint.mesh_capable)
-        {
-            ports.append(&mut modes.ports(registry, endpoint, address));
+        let mut ports = BTreeSet::new();
+        for Client { namespace, .. } in self.class.clients() {
+            ports.append(&mut registry.ports_at(namespace, address));
+            let services = registry.services_at(namespace, address);
+            let endpoints = services.filter_map(|service| self.decider.endpoint(service, address));
+            let own = registry.workload(address).into_iter();
+            for endpoint in own
+                .chain(endpoints)
+                .filter(|endpoint| endpoint.mesh_capable)
+            {
+                ports.append(&mut modes.ports(registry, endpoint, address));
+            }
         }
         ports
     }
@@ -229,16 +256,19 @@ impl<'a> Toward<'a> {
     }
 
     fn ask(&mut self, address: IpAddr, port: Option<u16>) -> bool {
-        let client = self.class.client();
-        let decided = self.decider.decide(client, address, port, &mut Silent);
-        if let (Verdict::Tunnel { peer, gateway }, Some(endpoint)) =
-            (&decided.verdict, decided.endpoint)
-            && endpoint.identity.is_none()
-        {
-            self.unnamed
-                .push((peer.clone().into_owned(), address, *gateway));
+        let mut is_captured = false;
+        for client in self.class.clients() {
+            let decided = self.decider.decide(client, address, port, &mut Silent);
+            if let (Verdict::Tunnel { peer, gateway }, Some(endpoint)) =
+                (&decided.verdict, decided.endpoint)
+                && endpoint.identity.is_none()
+            {
+                self.unnamed
+                    .push((peer.clone().into_owned(), address, *gateway));
+            }
+            is_captured |= decided.verdict.is_captured();
         }
-        decided.verdict.is_captured()
+        is_captured
     }
 }
 

@@ -56,6 +56,7 @@ reason_codes! {
         IdentityNotAccepted = "identity_not_accepted" "the identity of the endpoint is not among those that may answer",
         NoAuthorizedIdentity = "no_authorized_identity" "no identity may answer for the destination",
         UnknownDestination = "unknown_destination" "no service names this port of a mesh workload, and `unknown_destination` is `drop`",
+        UnknownSource = "unknown_source" "the source is this host's but no workload's, its workloads must encrypt there, and `unknown_source` is `drop`",
     ;
     RefusedByServer:
         DeniedByPolicy = "denied_by_policy" "an AuthorizationPolicy denies it",

@@ -20,6 +20,8 @@ enum Load {
     Conntrack(u32),
     /// NFT_FIB_RESULT_* of the destination.
     Destination(u32),
+    /// NFT_FIB_RESULT_ADDRTYPE of the source.
+    SourceKind,
     /// Of the network header (1) or of the transport header (2), from this byte on.
     Payload(u32, u32),
 }
@@ -77,6 +79,9 @@ impl Field {
             };
             return Some((result, 3));
         }
+        if let ["fib", "saddr", "type", ..] = *words {
+            return Some((Self::of(Load::SourceKind, Type::RouteKind), 3));
+        }
         Some((two_words(first, second)?, 2))
     }
 
@@ -87,6 +92,8 @@ impl Field {
             Load::Conntrack(key) => ("ct", (2, key), None),
             // of the destination: NFTA_FIB_F_DADDR
             Load::Destination(result) => ("fib", (2, result), Some((3, 2))),
+            // of the source: NFTA_FIB_F_SADDR
+            Load::SourceKind => ("fib", (2, 3), Some((3, 1))),
             Load::Payload(base, offset) => ("payload", (2, base), Some((3, offset))),
         };
         expression(expressions, name, |data| {
@@ -106,7 +113,7 @@ impl Field {
         let (name, key, source) = match self.load {
             Load::Meta(key) => ("meta", key, 3),
             Load::Conntrack(key) => ("ct", key, 4),
-            Load::Destination(_) | Load::Payload(..) => return false,
+            Load::Destination(_) | Load::SourceKind | Load::Payload(..) => return false,
         };
         expression(expressions, name, |data| {
             data.number(2, key);

@@ -13,7 +13,10 @@ use super::{
     Class, PROTOCOLS,
     tiles::{is_inside, tiles},
 };
-use crate::policy::{Steering, compiled::decide::Decider};
+use crate::policy::{
+    Steering,
+    compiled::{decide::Decider, rules::Client},
+};
 
 /// Answers by network. Those of a network hold for the ones inside too, where these do not answer themselves.
 pub(super) struct Networks(JointPrefixMap<IpNetwork, Answers>);
@@ -125,7 +128,13 @@ impl Networks {
 
 impl Answers {
     fn new(decider: &Decider, class: &Class, network: IpNetwork) -> Self {
-        let client = class.client();
+        let answers = class
+            .clients()
+            .map(|client| Self::of(decider, client, network));
+        answers.reduce(Self::or).unwrap_or_default()
+    }
+
+    fn of(decider: &Decider, client: Client<'_>, network: IpNetwork) -> Self {
         let services: Vec<_> = decider
             .registry
             .services_in(client.namespace, network)
@@ -147,6 +156,24 @@ impl Answers {
             }
         }
         answers
+    }
+
+    /// Captured where either captures. A port that only one of them names is decided by the other's whole.
+    fn or(self, other: Self) -> Self {
+        let ports: BTreeSet<u16> = self
+            .ports
+            .keys()
+            .chain(other.ports.keys())
+            .copied()
+            .collect();
+        let of = |answers: &Self, port: u16| *answers.ports.get(&port).unwrap_or(&answers.whole);
+        Self {
+            whole: self.whole || other.whole,
+            ports: ports
+                .into_iter()
+                .map(|port| (port, of(&self, port) || of(&other, port)))
+                .collect(),
+        }
     }
 
     /// A port needs an element where it is not decided as the whole is.
