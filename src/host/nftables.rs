@@ -58,6 +58,15 @@ impl Ruleset {
         })
     }
 
+    /// What stands where nothing but the chains can have been changed.
+    pub fn complete(&self, chains: BTreeSet<String>) -> Present {
+        let sets = elements::specifications().into_iter();
+        Present {
+            chains,
+            sets: sets.map(|(name, _)| name).collect(),
+        }
+    }
+
     /// The text that creates the table on a host that has none.
     pub fn create(&self) -> String {
         let mut text = format!("table inet {} {{\n", self.settings.table);

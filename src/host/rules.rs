@@ -2,6 +2,7 @@
 //! no property that lasts or the table was made without.
 
 use std::{
+    hash::{DefaultHasher, Hash, Hasher},
     io,
     os::fd::{AsFd, OwnedFd},
     sync::{Mutex, PoisonError},
@@ -26,6 +27,8 @@ use crate::{
 pub struct Rules {
     settings: HostSettings,
     owner: Mutex<Ownership>,
+    /// A digest of what the table's sets hold, where it is ours: nobody else can have changed them.
+    known: Mutex<Option<u64>>,
 }
 
 #[derive(Debug)]
@@ -71,6 +74,7 @@ impl Rules {
         Self {
             settings: settings.clone(),
             owner: Mutex::new(owner),
+            known: Mutex::default(),
         }
     }
 
@@ -95,14 +99,22 @@ impl Rules {
         let table = &self.settings.table;
         let Some(chains) = command::chains(table)? else {
             self.apply(&ruleset.create())?;
+            self.note(steering);
             return Ok(false);
         };
-        let (sets, hold) = command::sets(table)?;
-        let present = Present { chains, sets };
-        if let Some(text) = ruleset.adopt(&present, &hold) {
-            self.apply(&text)?;
-        }
+        let present = if self.holds(steering) {
+            // nft reads what the packet path has put into its sets as well, and that may be megabytes
+            ruleset.complete(chains)
+        } else {
+            let (sets, hold) = command::sets(table)?;
+            let present = Present { chains, sets };
+            if let Some(text) = ruleset.adopt(&present, &hold) {
+                self.apply(&text)?;
+            }
+            present
+        };
         self.apply(&ruleset.refill(&present))?;
+        self.note(steering);
         Ok(true)
     }
 
@@ -116,13 +128,29 @@ impl Rules {
     pub fn update(&self, old: &Steering, new: &Steering) -> Result<(), HostError> {
         let before = Ruleset::new(&self.settings, &old.beyond(new))?;
         let after = Ruleset::new(&self.settings, &new.beyond(old))?;
-        let Some(text) = after.difference(&before) else {
-            return Ok(());
-        };
-        match self.apply(&text) {
-            Err(HostError::Nft { .. } | HostError::Ruleset { .. }) => self.install(new).map(drop),
-            result => result,
+        let was_known = self.holds(old);
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        match after.difference(&before).map(|text| self.apply(&text)) {
+            None | Some(Ok(())) if was_known => self.note(new),
+            None | Some(Ok(())) => {}
+            Some(Err(HostError::Nft { .. } | HostError::Ruleset { .. })) => {
+                self.install(new)?;
+            }
+            Some(Err(error)) => return Err(error),
         }
+        Ok(())
+    }
+
+    /// From here on the table's sets hold this.
+    fn note(&self, steering: &Steering) {
+        let known = self.are_owned().then(|| digest(steering));
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
+    }
+
+    /// Tells whether the table's sets are known to hold this.
+    fn holds(&self, steering: &Steering) -> bool {
+        let known = *self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.is_some_and(|known| known == digest(steering))
     }
 
     /// All of the text takes effect, or nothing.
@@ -169,4 +197,10 @@ impl Rules {
 
 fn is(refusal: &Refusal, errno: Errno) -> bool {
     refusal.source.raw_os_error() == Some(errno.raw_os_error())
+}
+
+fn digest(steering: &Steering) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    steering.hash(&mut hasher);
+    hasher.finish()
 }

@@ -26,7 +26,7 @@ pub type PortRule = (IpAddr, IpAddr, u8, u16);
 /// A plaintext packet to a local workload, unless it belongs to a flow that the workload opened, is looked up in this
 /// order: `exempt` takes it, `refuse_port`, `refuse_portless` and `strict_port` refuse it, and so does `strict_all`
 /// but for `permissive_port`.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Steering {
     /// Local workload source, destination, protocol (6, 17, 132), port: into the tunnel.
     pub must: BTreeSet<PortRule>,
