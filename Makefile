@@ -89,9 +89,9 @@ kills:
 	IDENTUN_KILLS=$(or $(KILLS),100) netns/unchanged.sh $(CARGO) test --release --locked --test netns -- --nocapture \
 		kills::every_connection_outlives_every_kill_and_nothing_leaks
 
-## chaos: ten minutes of everything at once; SECONDS=n, SEED=n
+## chaos: ten minutes of everything at once; SECONDS=n, SEED=n, LIFE=life for what a long life keeps
 chaos:
-	netns/chaos.sh $(or $(SECONDS),600) $(SEED)
+	netns/chaos.sh $(or $(SECONDS),600) $(or $(SEED),$$(date +%s)) $(LIFE)
 
 fix:
 	$(CARGO) fmt

@@ -29,8 +29,12 @@ const DEFAULT_SECONDS: u64 = 20;
 const DEFAULT_SEED: u64 = 1;
 /// Where blasters aim; nobody listens there.
 const BLASTED: u16 = 8_081;
-/// Memory that a daemon may have more of at the end than at the beginning, KiB.
+/// Memory that a daemon may have more of at the end than at the beginning, KiB: where daemons die and start again, and
+/// where each lives from the first second to the last.
 const GROWTH: u64 = 16 * 1024;
+const GROWTH_OF_A_LIFE: u64 = 6 * 1024;
+/// Memory that no daemon ever has more of, KiB: that of one without work, the flows of this storm, and full queues.
+const MOST: u64 = 96 * 1024;
 
 /// Numbers that look like chance (splitmix64).
 struct Chance(u64);
@@ -57,6 +61,8 @@ struct Chaos {
     rig: Rig,
     managers: [Manager; 2],
     chance: Chance,
+    /// What may happen.
+    faults: Vec<Fault>,
     happened: BTreeMap<(Fault, usize), u64>,
     /// Memory in KiB and descriptors of each daemon, whenever both were well.
     sizes: [Vec<(u64, u64)>; 2],
@@ -87,6 +93,10 @@ impl Chaos {
             rig,
             managers,
             chance: Chance(seed),
+            faults: ALL
+                .into_iter()
+                .filter(|fault| !is_life() || !fault.ends_a_daemon())
+                .collect(),
             happened: BTreeMap::new(),
             sizes: [Vec::new(), Vec::new()],
         };
@@ -157,7 +167,7 @@ impl Chaos {
 
     fn tell_counts(&self) {
         println!("what happened          client  server");
-        for fault in ALL {
+        for &fault in &self.faults {
             let count = |host| self.happened.get(&(fault, host)).copied().unwrap_or(0);
             println!("{:22} {:6}  {:6}", format!("{fault:?}"), count(0), count(1));
         }
@@ -202,6 +212,11 @@ fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |value| value.parse().unwrap())
 }
 
+/// Nothing happens that ends a daemon: what one life keeps shows only in a long one.
+fn is_life() -> bool {
+    setting("IDENTUN_CHAOS_LIFE", 0) > 0
+}
+
 #[test]
 fn whatever_happens_nothing_leaks_and_no_byte_is_wrong() {
     in_namespaces(
@@ -209,7 +224,8 @@ fn whatever_happens_nothing_leaks_and_no_byte_is_wrong() {
         |rig| {
             let seconds = setting("IDENTUN_CHAOS_SECONDS", DEFAULT_SECONDS);
             let seed = setting("IDENTUN_CHAOS_SEED", DEFAULT_SEED);
-            println!("chaos for {seconds} s, seed {seed}");
+            let kind = if is_life() { ", and nobody dies" } else { "" };
+            println!("chaos for {seconds} s, seed {seed}{kind}");
             let mut chaos = Chaos::up(rig, seed);
             let before = [0, 1].map(|host| chaos.state(host));
             chaos.managers.iter_mut().for_each(Manager::start);
@@ -281,10 +297,8 @@ fn storm(chaos: &mut Chaos, time: Duration) {
                 seen.assert_no_plaintext();
             }
             (tunnel, controls) = (tunnel + seen.tunnel, controls + seen.control);
-            deck = ALL
-                .into_iter()
-                .flat_map(|fault| [(fault, 0), (fault, 1)])
-                .collect();
+            let faults = chaos.faults.iter().copied();
+            deck = faults.flat_map(|fault| [(fault, 0), (fault, 1)]).collect();
             chaos.chance.shuffle(&mut deck);
         }
         let Some((fault, host)) = deck.pop() else {
@@ -373,32 +387,58 @@ fn accounts_with_the_kernel(chaos: &Chaos) {
     }
 }
 
-/// What daemons have in the middle of the last third is about what they had in the middle of the first. Most do not live
-/// long here, and how much is in the flow table of one that does is chance: that shows in the most.
+/// Memory and descriptors stay what they are. Where daemons die, what they have in the middle of the last third is about
+/// what they had in the middle of the first; where they live on, the least of the last third is about the least of the
+/// second, in which the flow table is full. What queues and flows take for a while is bounded all the time.
 fn assert_flat(chaos: &Chaos) {
     for (name, sizes) in Chaos::HOSTS.into_iter().zip(&chaos.sizes) {
-        let third = sizes.len().div_ceil(3);
-        let look = |part: &[(u64, u64)]| {
-            let mut memory: Vec<_> = part.iter().map(|size| size.0).collect();
-            memory.sort_unstable();
-            let descriptors = part.iter().map(|size| size.1).max().unwrap();
-            (
-                memory[memory.len() / 2],
-                *memory.last().unwrap(),
-                descriptors,
-            )
-        };
-        let (first, last) = (look(&sizes[..third]), look(&sizes[sizes.len() - third..]));
-        for (when, (median, most, descriptors)) in [("first", first), ("last", last)] {
+        let thirds: Vec<_> = sizes.chunks(sizes.len().div_ceil(3)).map(look).collect();
+        for (when, third) in ["first", "second", "last"].into_iter().zip(&thirds) {
+            let [least, median, most] = third.memory.map(|kibibytes| kibibytes as f64 / 1_024.0);
             println!(
-                "{name}, {when} third: median {:.1} MiB, most {:.1} MiB, {descriptors} descriptors",
-                median as f64 / 1_024.0,
-                most as f64 / 1_024.0
+                "{name}, {when} third: {least:.1} MiB at least, {median:.1} usually, {most:.1} at most; {} descriptors",
+                third.descriptors
             );
         }
-        assert!(last.0 <= first.0 + GROWTH, "{name} grows: {sizes:?}");
+        let (first, last) = (&thirds[0], &thirds[thirds.len() - 1]);
+        if is_life() {
+            let full = &thirds[thirds.len() / 2];
+            let bound = full.memory[0] + GROWTH_OF_A_LIFE;
+            assert!(last.memory[0] <= bound, "{name} grows: {sizes:?}");
+        }
+        let bound = first.memory[1] + GROWTH;
+        assert!(
+            is_life() || last.memory[1] <= bound,
+            "{name} grows: {sizes:?}"
+        );
+        let is_bounded = thirds.iter().all(|third| third.memory[2] <= MOST);
+        assert!(is_bounded, "{name} has too much: {sizes:?}");
         // a question or two at a time are under way in any of them
-        assert!(last.2 <= first.2 + 4, "{name} keeps descriptors: {sizes:?}");
+        assert!(
+            last.descriptors <= first.descriptors + 4,
+            "{name} keeps descriptors: {sizes:?}"
+        );
+    }
+}
+
+/// What a part of the samples has.
+struct Third {
+    /// KiB: the least, the median, the most.
+    memory: [u64; 3],
+    descriptors: u64,
+}
+
+fn look(part: &[(u64, u64)]) -> Third {
+    let mut memory: Vec<_> = part.iter().map(|size| size.0).collect();
+    memory.sort_unstable();
+    let descriptors = part.iter().map(|size| size.1).max().unwrap();
+    Third {
+        memory: [
+            memory[0],
+            memory[memory.len() / 2],
+            memory[memory.len() - 1],
+        ],
+        descriptors,
     }
 }
 

@@ -55,6 +55,12 @@ fn must_traffic_never_crosses_the_wire_in_plaintext() {
             blaster.offer(5_000);
             server = rig.start("server");
             delivered(&echo);
+            // a device that somebody deletes ends the daemon
+            rig.on("client", &["ip", "link", "del", "identun0"]);
+            blaster.offer(2_000);
+            assert!(!client.ended().success());
+            client = rig.start("client");
+            delivered(&echo);
             blaster.offer(3_000);
 
             control("client");

@@ -51,6 +51,16 @@ pub(super) const ALL: [Fault; 17] = [
     Fault::Delayed,
 ];
 
+impl Fault {
+    /// A daemon ends, or becomes another program.
+    pub(super) const fn ends_a_daemon(self) -> bool {
+        matches!(
+            self,
+            Self::Killed | Self::Stopped | Self::Upgraded | Self::TunDeleted
+        )
+    }
+}
+
 const MS: Duration = Duration::from_millis(1);
 /// How long what passes lasts at most.
 const MOST: u64 = 1_000;
