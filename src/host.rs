@@ -158,7 +158,7 @@ pub enum HostError {
         name: String,
     },
     /// Not one interface from which an MTU could be taken.
-    #[error("no interface but loopback and the TUN is up")]
+    #[error("no interface but loopback and the TUN is up, and there is no Ethernet link")]
     NoUnderlay,
     /// Routing netlink refused.
     #[error("cannot {operation}")]
@@ -250,7 +250,8 @@ pub fn addresses(tun_name: &str) -> Result<BTreeSet<IpAddr>, HostError> {
     interfaces::addresses(tun_name)
 }
 
-/// The smallest MTU of all interfaces that are up, loopback and the TUN excluded. Needs no right.
+/// The smallest MTU of all interfaces that are up, loopback and the TUN excluded; where none is up, of the Ethernet links.
+/// Needs no right.
 pub fn underlay_mtu(tun_name: &str) -> Result<u16, HostError> {
     interfaces::smallest_mtu(tun_name)
 }

@@ -445,8 +445,12 @@ fn the_hosts_own_addresses_and_mtu_are_found() {
         assert!(matches!(none, HostError::NoUnderlay), "{none}");
         assert!(host::addresses(TUN).unwrap().is_empty());
         run(
-            "ip link add idt-host-a mtu 1400 type veth peer name idt-host-b mtu 9000; ip link set idt-host-b up",
+            "ip tuntap add idt-host-t mode tun; ip link set idt-host-t mtu 1280
+             ip link add idt-host-a mtu 1400 type veth peer name idt-host-b mtu 9000",
         );
+        // nothing is up yet: the least that Ethernet links will have
+        assert_eq!(host::underlay_mtu(TUN).unwrap(), 1_400);
+        run("ip link set idt-host-b up");
         run(
             "ip addr add 10.77.0.1/24 dev idt-host-a; ip addr add 10.77.1.1 peer 10.77.1.2 dev idt-host-b",
         );

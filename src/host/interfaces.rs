@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use rtnetlink::packet_route::{
     RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::{LinkAttribute, LinkFlags, LinkMessage},
+    link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage},
 };
 
 use crate::host::{HostError, netlink};
@@ -45,25 +45,28 @@ pub(in crate::host) fn addresses(tun_name: &str) -> Result<BTreeSet<IpAddr>, Hos
     Ok(addresses)
 }
 
-/// The smallest MTU of the interfaces that are up, without loopback and the TUN.
+/// The smallest MTU of the interfaces that are up, without loopback and the TUN. Where none is, that of the Ethernet links:
+/// one of them will be, and a daemon that is started meanwhile should not have to be started again.
 pub(in crate::host) fn smallest_mtu(tun_name: &str) -> Result<u16, HostError> {
-    let up = LinkFlags::Up;
     let links = links()?;
-    let counted = links.iter().filter(|link| {
-        link.flags.contains(up)
-            && !link.flags.contains(LinkFlags::Loopback)
-            && link.name != tun_name
-    });
-    let smallest = counted
-        .map(|link| u16::try_from(link.mtu).unwrap_or(u16::MAX))
-        .min();
-    smallest.ok_or(HostError::NoUnderlay)
+    let smallest = |is_counted: fn(&Link) -> bool| {
+        let counted = links.iter().filter(|link| {
+            !link.flags.contains(LinkFlags::Loopback) && link.name != tun_name && is_counted(link)
+        });
+        counted
+            .map(|link| u16::try_from(link.mtu).unwrap_or(u16::MAX))
+            .min()
+    };
+    smallest(|link| link.flags.contains(LinkFlags::Up))
+        .or_else(|| smallest(|link| link.is_ethernet))
+        .ok_or(HostError::NoUnderlay)
 }
 
 struct Link {
     index: u32,
     name: String,
     flags: LinkFlags,
+    is_ethernet: bool,
     mtu: u32,
 }
 
@@ -78,6 +81,7 @@ fn links() -> Result<Vec<Link>, HostError> {
             index: message.header.index,
             name: String::new(),
             flags: message.header.flags,
+            is_ethernet: message.header.link_layer_type == LinkLayerType::Ether,
             mtu: u32::MAX,
         };
         for attribute in message.attributes {

@@ -173,6 +173,17 @@ impl Chaos {
         }
     }
 
+    /// What the daemons said of what went wrong.
+    fn tell_errors(&self) {
+        for host in Self::HOSTS {
+            let log = self.rig.log(host);
+            let lines = log
+                .lines()
+                .filter(|line| line.to_lowercase().contains("error"));
+            lines.for_each(|line| println!("{host}: {line}"));
+        }
+    }
+
     fn count(&self, fault: Fault) -> u64 {
         let both = [0, 1].map(|host| self.happened.get(&(fault, host)).copied());
         both.into_iter().flatten().sum()
@@ -251,7 +262,10 @@ fn whatever_happens_nothing_leaks_and_no_byte_is_wrong() {
             let deaths: u64 = chaos.managers.iter_mut().map(Manager::deaths).sum();
             let caused = chaos.count(Fault::Killed) + chaos.count(Fault::TunDeleted);
             println!("daemons died {deaths} times, {caused} times by us");
-            assert!(deaths <= caused, "daemons die by themselves");
+            if deaths > caused {
+                chaos.tell_errors();
+                panic!("daemons die by themselves");
+            }
             for (host, before) in before.iter().enumerate() {
                 let name = Chaos::HOSTS[host];
                 let settings = chaos.rig.settings(name);

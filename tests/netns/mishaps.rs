@@ -104,6 +104,30 @@ fn delivered(echo: &Echo) {
     wait_for("datagrams at the server", || echo.datagrams() > before + 10);
 }
 
+/// A start while the link is down: nothing waits for a service manager to try again.
+#[test]
+fn a_daemon_that_starts_before_its_link_is_up_works_when_it_is() {
+    in_namespaces(
+        "mishaps::a_daemon_that_starts_before_its_link_is_up_works_when_it_is",
+        |rig| {
+            rig.standard(STRICT);
+            let server = rig.start("server");
+            let echo = Echo::start("server", PORT);
+            rig.on("client", &["ip", "link", "set", "eth0", "down"]);
+            let client = rig.start("client");
+            rig.on("client", &["sh", "-ec", UP_AGAIN]);
+            let capture = Capture::start();
+            let blaster = Blaster::start("client", [SERVER_4, SERVER_6], PORT);
+            delivered(&echo);
+            blaster.offer(500);
+            control("client");
+            blaster.stop();
+            capture.stop().assert_no_plaintext();
+            drop((server, client));
+        },
+    );
+}
+
 /// L12: another program's rules keep the kernel from tracking anything.
 #[test]
 fn untracked_packets_are_steered_all_the_same() {
