@@ -177,6 +177,7 @@ fn facts() -> HostFacts {
         port: 15_008,
         identities: ["spiffe://cluster.local/ns/ns0/sa/s0".parse().unwrap()].into(),
         exempt: Default::default(),
+        forwards: false,
     }
 }
 

@@ -191,6 +191,7 @@ fn a_decision_allocates_nothing() {
         port: 15_008,
         identities: ["spiffe://cluster.local/ns/x/sa/a".parse().unwrap()].into(),
         exempt: [].into(),
+        forwards: false,
     };
     let (compiled, found) = Compiled::new(&resources, &mesh, host, 1);
     let compiled = compiled.unwrap_or_else(|| panic!("{found:#?}"));

@@ -154,6 +154,7 @@ fn end(account: &str, underlay: Underlay, policy: &str, ca: &Ca, clock: &WallClo
         port,
         identities: [id].into(),
         exempt: [].into(),
+        forwards: false,
     };
     let seed = account.as_bytes()[0];
     let tunnel = TunnelSettings {

@@ -269,6 +269,7 @@ impl Setup {
             port: TUNNEL_PORT,
             identities: [id(account)].into(),
             exempt: [].into(),
+            forwards: false,
         };
         let (compiled, found) = Compiled::new(&resources, &mesh, host, 1);
         Arc::new(compiled.unwrap_or_else(|| panic!("{found:#?}")))

@@ -379,6 +379,7 @@ impl Loader {
             underlay,
             port: settings.listen.port.get(),
             identities: identities.own.keys().cloned().collect(),
+            forwards: !settings.workload_interfaces.is_empty(),
             exempt: settings
                 .exempt
                 .iter()

@@ -122,6 +122,15 @@ impl Successor {
     }
 }
 
+/// The allocator may be busy for some milliseconds.
+async fn settled_memory(mut memory: Memory) -> Memory {
+    let work = move || {
+        memory.settle(monotonic_now());
+        memory
+    };
+    spawn_blocking(work).await.unwrap_or_default()
+}
+
 /// Waits for signals and requests, and ends the shard in order.
 async fn live(control: &Arc<Control>, mut ended: oneshot::Receiver<()>) -> anyhow::Result<Ending> {
     let mut terminate = signal(SignalKind::terminate())?;
@@ -156,7 +165,7 @@ async fn live(control: &Arc<Control>, mut ended: oneshot::Receiver<()>) -> anyho
                 }
             }
             _ = upkeep.tick() => {
-                memory.settle(monotonic_now());
+                memory = settled_memory(memory).await;
                 upkeep::look(control).await;
             }
             () = control.taken.notified() => upkeep::look(control).await,

@@ -108,12 +108,18 @@ impl Boundary<'_> {
             return false;
         }
         match (self.is_here(flow.source), self.is_here(flow.destination)) {
-            (true, false) => self.steering.captures(
-                flow.source,
-                flow.destination,
-                flow.protocol,
-                flow.service_port(),
-            ),
+            (true, false) if self.steering.speakers.contains(&flow.source) => {
+                self.steering.captures(
+                    flow.source,
+                    flow.destination,
+                    flow.protocol,
+                    flow.service_port(),
+                )
+            }
+            (true, false) => {
+                self.steering
+                    .captures_stray(flow.destination, flow.protocol, flow.service_port())
+            }
             (false, true) => !self.steering.accepts_plaintext(
                 flow.source,
                 flow.destination,
@@ -139,6 +145,7 @@ mod tests {
             ["10.0.0.1", "10.0.0.2", "192.0.2.1"].map(|text| text.parse().unwrap());
         let mut steering = Steering::default();
         steering.local.insert(here);
+        steering.speakers.insert(here);
         steering.must.insert((here, peer, protocol::TCP, 80));
         steering.strict_all.insert(here);
         steering

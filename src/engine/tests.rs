@@ -101,6 +101,7 @@ fn policy_with(
         port: 15_008,
         identities: [id("a")].into(),
         exempt: [].into(),
+        forwards: false,
     };
     let (compiled, found) = Compiled::new(&resources, &mesh, host, generation);
     Arc::new(compiled.unwrap_or_else(|| panic!("{found:#?}")))

@@ -21,25 +21,26 @@ pub struct Memory {
 impl Memory {
     /// Gives back what is free if the process has grown since it did so last. To be called every few seconds.
     pub fn settle(&mut self, now: Instant) {
-        let now_resident = resident();
+        let Some(now_resident) = resident() else {
+            return;
+        };
         let (least, since) = self.last.unwrap_or((now_resident, now));
         let is_due = now.saturating_duration_since(since) >= PAUSE;
         self.last = if is_due && now_resident >= least + WORTH {
             give_back();
-            Some((resident(), now))
+            resident().map(|resident| (resident, now))
         } else {
             Some((least.min(now_resident), since))
         };
     }
 }
 
-/// Resident bytes of this process; nothing where that cannot be read.
-fn resident() -> usize {
-    let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let number = line.and_then(|line| line.split_whitespace().next());
-    let kibibytes = number.and_then(|number| number.parse().ok());
-    kibibytes.unwrap_or(0_usize).saturating_mul(1 << 10)
+/// Resident bytes of this process.
+fn resident() -> Option<usize> {
+    let text = fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes: usize = line.split_whitespace().next()?.parse().ok()?;
+    Some(kibibytes.saturating_mul(1 << 10))
 }
 
 #[cfg(target_env = "gnu")]
@@ -70,12 +71,12 @@ mod tests {
                 *block = None;
             }
         }
-        let kept = resident();
+        let kept = resident().unwrap();
         // too early
         memory.settle(begin + PAUSE / 2);
-        assert!(resident() > kept - BLOCK * BLOCKS / 2);
+        assert!(resident().unwrap() > kept - BLOCK * BLOCKS / 2);
         memory.settle(begin + PAUSE);
-        assert!(resident() < kept - BLOCK * BLOCKS / 2);
+        assert!(resident().unwrap() < kept - BLOCK * BLOCKS / 2);
         assert_eq!(blocks.iter().flatten().count(), BLOCKS / 64);
         // what is there now is what counts from here on
         assert!(memory.last.is_some_and(|(least, since)| {

@@ -143,14 +143,24 @@ impl Rules {
 
     /// From here on the table's sets hold this.
     fn note(&self, steering: &Steering) {
-        let known = self.are_owned().then(|| digest(steering));
+        let known = self.are_owned().then(|| self.digest(steering));
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
     }
 
     /// Tells whether the table's sets are known to hold this.
     fn holds(&self, steering: &Steering) -> bool {
         let known = *self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.is_some_and(|known| known == digest(steering))
+        known.is_some_and(|known| known == self.digest(steering))
+    }
+
+    /// Of everything that sets are filled from; an interface that was made again has another number.
+    fn digest(&self, steering: &Steering) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        steering.hash(&mut hasher);
+        for name in &self.settings.workload_interfaces {
+            (name, interfaces::index(name)).hash(&mut hasher);
+        }
+        hasher.finish()
     }
 
     /// All of the text takes effect, or nothing.
@@ -197,10 +207,4 @@ impl Rules {
 
 fn is(refusal: &Refusal, errno: Errno) -> bool {
     refusal.source.raw_os_error() == Some(errno.raw_os_error())
-}
-
-fn digest(steering: &Steering) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    steering.hash(&mut hasher);
-    hasher.finish()
 }

@@ -118,6 +118,8 @@ pub struct HostFacts {
     pub identities: BTreeSet<SpiffeId>,
     /// Local ports that accept plaintext whatever policy says: (protocol, port).
     pub exempt: BTreeSet<(u8, u16)>,
+    /// Workloads live behind interfaces of it: it need not be one itself.
+    pub forwards: bool,
 }
 
 #[cfg(test)]

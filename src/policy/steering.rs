@@ -19,6 +19,8 @@ pub type PortRule = (IpAddr, IpAddr, u8, u16);
 
 /// The elements of every set.
 ///
+/// In `must`, `must_all`, `plain` and their networks [`ANY`] may stand for a source.
+///
 /// A packet from a local workload is looked up in this order, and the first hit decides: `must`, `plain`, `must_net`,
 /// `plain_net`, `must_all`, `must_all_net`. No two elements of one network set overlap, and none of `must_net` overlaps
 /// one of `plain_net`. What is in none of them is plaintext. What a later set says just as well is in no earlier one.

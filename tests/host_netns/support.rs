@@ -5,7 +5,10 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use identun::{host::HostSettings, policy::Steering};
+use identun::{
+    host::HostSettings,
+    policy::{Steering, steering::ANY},
+};
 
 const INSIDE: &str = "IDENTUN_TEST_NAMESPACE";
 pub(crate) const TUN: &str = "idt-host-tun";
@@ -113,26 +116,25 @@ pub(crate) fn full() -> Steering {
         ("fd77::1", "fd77::2", "::/0", "fd80::/32", "fd80:0:7::/48"),
     ] {
         let (local, peer) = (ip(local), ip(peer));
+        let any = ANY.into_iter().find(|any| any.is_ipv4() == local.is_ipv4());
+        let (wide, inner_net) = (net.parse().unwrap(), inner.parse().unwrap());
+        for source in [local, any.unwrap()] {
+            for protocol in [6, 17, 132] {
+                steering.must.insert((source, peer, protocol, 8080));
+                steering.must_net.insert((source, wide, protocol, 80));
+                steering.must_net.insert((source, inner_net, protocol, 80));
+                steering.plain.insert((source, peer, protocol, 53));
+                steering.plain_net.insert((source, inner_net, protocol, 53));
+            }
+            steering.must_all.insert((source, peer));
+            steering.must_all_net.insert((source, wide));
+            steering.must_all_net.insert((source, inner_net));
+        }
         for protocol in [6, 17, 132] {
-            steering.must.insert((local, peer, protocol, 8080));
-            steering
-                .must_net
-                .insert((local, net.parse().unwrap(), protocol, 80));
-            steering
-                .must_net
-                .insert((local, inner.parse().unwrap(), protocol, 80));
-            steering.plain.insert((local, peer, protocol, 53));
-            steering
-                .plain_net
-                .insert((local, inner.parse().unwrap(), protocol, 53));
             steering.strict_port.insert((local, protocol, 9090));
             steering.permissive_port.insert((local, protocol, 9091));
         }
-        steering.must_all.insert((local, peer));
-        steering.must_all_net.insert((local, net.parse().unwrap()));
-        steering
-            .must_all_net
-            .insert((local, inner.parse().unwrap()));
+        steering.speakers.insert(local);
         steering.strict_all.insert(local);
         steering
             .refuse_port

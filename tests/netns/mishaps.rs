@@ -7,14 +7,14 @@ use std::{
     time::Duration,
 };
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::{
-    capture::{Capture, MARKER},
+    capture::{CONTROL_PORT, Capture, MARKER},
     life::{Who::Both, connect_to, exchange},
-    mesh::{CLIENT_4, CLIENT_6, PORT, SERVER_4, SERVER_6, STRICT},
+    mesh::{CLIENT_4, CLIENT_6, NAKED_4, NAKED_6, PORT, SERVER_4, SERVER_6, STRICT},
     rig::{PATIENCE, Rig, in_namespace, in_namespaces, wait_for},
-    traffic::{Blaster, Echo, control, udp_echo},
+    traffic::{Blaster, Echo, control, tcp_echo, udp_echo},
 };
 
 /// L7 and L9: routes that lead past the TUN (DHCP option 121, TunnelCrack's LocalNet and ServerIP), a rule before ours, a
@@ -102,6 +102,50 @@ fn second_link(rig: &Rig) {
 fn delivered(echo: &Echo) {
     let before = echo.datagrams();
     wait_for("datagrams at the server", || echo.datagrams() > before + 10);
+}
+
+/// What the host sends from an address that no workload has: no to what its workloads must encrypt, said at once, and nothing
+/// else changes for it.
+#[test]
+fn an_address_of_no_workload_hears_no_at_once_and_may_do_everything_else() {
+    const STRAYS: [&str; 2] = ["198.18.11.2", "fd00:11::2"];
+    in_namespaces(
+        "mishaps::an_address_of_no_workload_hears_no_at_once_and_may_do_everything_else",
+        |rig| {
+            rig.standard(STRICT);
+            second_link(&rig);
+            let daemons = (rig.start("server"), rig.start("client"));
+            let _echoes = ["server", "naked", "client"].map(|host| Echo::start(host, CONTROL_PORT));
+            let server = Echo::start("server", PORT);
+            let capture = Capture::start();
+            let open = |from: &str, to: &str, port: u16| {
+                let [from, to] = [(from, 0), (to, port)]
+                    .map(|(address, port)| SocketAddr::new(address.parse().unwrap(), port));
+                in_namespace("client", || {
+                    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+                    socket.bind(&from.into()).unwrap();
+                    socket.connect_timeout(&to.into(), PATIENCE)
+                })
+            };
+            for ((stray, own), (mesh, outside)) in STRAYS
+                .into_iter()
+                .zip([CLIENT_4, CLIENT_6])
+                .zip([(SERVER_4, NAKED_4), (SERVER_6, NAKED_6)])
+            {
+                open(own, mesh, PORT).unwrap();
+                let refused = open(stray, mesh, PORT).unwrap_err();
+                assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{stray}");
+                open(stray, outside, CONTROL_PORT).unwrap();
+                // and what comes to it is answered
+                tcp_echo("naked", (stray, CONTROL_PORT), PATIENCE).unwrap();
+            }
+            assert_eq!(server.connections(), 2);
+            let log = rig.log("client");
+            assert!(log.contains("unknown_source"), "{log}");
+            capture.stop().assert_no_plaintext();
+            drop(daemons);
+        },
+    );
 }
 
 /// A start while the link is down: nothing waits for a service manager to try again.

@@ -322,6 +322,7 @@ fn facts(choices: &mut Choices<'_>, hosts: &[Host], resources: &Resources) -> Ho
         port: 15_008,
         identities,
         exempt,
+        forwards: choices.chance(50),
     }
 }
 

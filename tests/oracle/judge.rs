@@ -137,8 +137,9 @@ impl Known<'_> {
         let mut clients = addresses.filter_map(|address| {
             let held = self.host(address).filter(|host| host.is_held);
             let client = held.or_else(|| self.local(address))?;
-            (own(address) || client.address == address && client.gateway.ip() == address)
-                .then_some(client)
+            let is_own =
+                own(address) || client.address == address && client.gateway.ip() == address;
+            (is_own || !self.facts.forwards).then_some(client)
         });
         clients.any(|client| {
             let outcome = self.client(client, question).code.outcome();

@@ -190,6 +190,7 @@ pub(crate) fn host(addresses: &[&str], identities: &[&str]) -> HostFacts {
         port: 15008,
         identities: identities.iter().map(|id| id.parse().unwrap()).collect(),
         exempt: [(6, 22)].into(),
+        forwards: false,
     }
 }
 

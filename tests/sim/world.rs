@@ -256,6 +256,7 @@ impl World {
             port: PORT,
             identities: identities.own.keys().cloned().collect(),
             exempt: [].into(),
+            forwards: false,
         };
         let (compiled, found) = Compiled::new(&resources, &mesh, host, generation);
         Arc::new(compiled.unwrap_or_else(|| panic!("{found:#?}")))

@@ -300,6 +300,7 @@ fn compile(
         port: TUNNEL_PORT,
         identities: own.keys().map(|&account| id(account)).collect(),
         exempt: [].into(),
+        forwards: false,
     };
     let (compiled, found) = Compiled::new(&resources, &mesh, host, generation);
     compiled.unwrap_or_else(|| panic!("{found:#?}\n{}", view.yaml()))

@@ -211,6 +211,8 @@ pub struct HostView {
     port: u16,
     identities: BTreeSet<SpiffeId>,
     exempt: BTreeSet<(u8, u16)>,
+    #[serde(default)]
+    forwards: bool,
 }
 
 impl From<&HostFacts> for HostView {
@@ -220,6 +222,7 @@ impl From<&HostFacts> for HostView {
             port: facts.port,
             identities: facts.identities.clone(),
             exempt: facts.exempt.clone(),
+            forwards: facts.forwards,
         }
     }
 }
@@ -231,6 +234,7 @@ impl From<HostView> for HostFacts {
             port: view.port,
             identities: view.identities,
             exempt: view.exempt,
+            forwards: view.forwards,
         }
     }
 }

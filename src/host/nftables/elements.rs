@@ -183,6 +183,12 @@ impl Elements {
                 let wider = |shorter| networks.contains(&(shorter, start(*first, shorter)));
                 if !(0..*length).any(wider) {
                     let network = prefix(*first, *length);
+                    // a key of one part would make it a set of another kind
+                    let is_alone = rest.is_empty() && steering::ANY.contains(&source);
+                    let rest = match is_alone {
+                        true => format!(" . {network}"),
+                        false => rest.clone(),
+                    };
                     outermost.push((source, format!("{network}{rest}")));
                 }
             }
@@ -261,7 +267,7 @@ pub(super) fn specifications() -> Vec<(String, String)> {
         declare(format!("stray_all{family}"), ip);
         declare(
             format!("stray_all_net{family}"),
-            &format!("{ip}; flags interval"),
+            &format!("{pair}; flags interval"),
         );
         declare(format!("peer{family}"), ip);
         declare(

@@ -129,10 +129,9 @@ fn identities_without_workload(decider: &Decider, host: &HostFacts) -> Vec<Diagn
 
 /// Policy protects workloads; an address of the host that none has is outside of it.
 fn addresses_without_workload(decider: &Decider, host: &HostFacts) -> Vec<Diagnostic> {
-    let is_host_asked = host
-        .underlay
-        .iter()
-        .any(|address| decider.registry.local_workload(*address).is_some());
+    let local = decider.registry.local_addresses();
+    let is_own = |address: &IpAddr| !host.forwards || host.underlay.contains(address);
+    let is_host_asked = local.iter().any(is_own);
     let sends = match decider.mesh.unknown_source {
         UnknownSource::Drop if is_host_asked => {
             "it accepts plaintext, and may not begin what the host's workloads must encrypt"

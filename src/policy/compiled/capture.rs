@@ -108,7 +108,7 @@ fn strays(decider: &Decider, host: &HostFacts, captured: &BTreeSet<IpAddr>) -> O
     let own = |address: &&IpAddr| {
         let workload = decider.registry.workload(**address);
         let is_gateway = workload.is_some_and(|workload| workload.gateway.ip() == workload.address);
-        is_gateway || host.underlay.contains(*address)
+        !host.forwards || is_gateway || host.underlay.contains(*address)
     };
     let workloads = captured.iter().filter(own);
     let workloads = workloads.filter_map(|address| captured_workload(decider, *address));

@@ -101,6 +101,7 @@ impl Mesh {
             port: 15_008,
             identities: [id("b"), id("d")].into(),
             exempt: Default::default(),
+            forwards: false,
         };
         let (compiled, found) = Compiled::new(&resources, &settings, host, 1);
         #[expect(
